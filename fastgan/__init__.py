@@ -1,0 +1,29 @@
+"""fastgan: a GAN engine whose hot path is its own kernels. Everything is imported at first use."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastgan.ops.backend import backend as backend
+    from fastgan.train.trainer import Trainer as Trainer
+
+__version__ = "0.1.0"
+
+FLOORS = ("errors", "kernels", "ops", "nn", "objectives", "models", "data", "presets", "train", "benchmarks", "cli")
+NAMES = {"backend": "fastgan.ops.backend", "Trainer": "fastgan.train.trainer"}
+
+__all__ = ["__version__", *FLOORS, *NAMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name in FLOORS:
+        return importlib.import_module(f"fastgan.{name}")
+    if name in NAMES:
+        return getattr(importlib.import_module(NAMES[name]), name)
+    raise AttributeError(f"module 'fastgan' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,34 @@
+"""What a user did wrong, said in one line: what happened and how to mend it. The command line exits with 2 on it."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterable
+from types import ModuleType
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend. Its text is one line: what is wrong, then what to do."""
+
+
+def unknown(kind: str, name: object, known: Iterable[str]) -> UserError:
+    """Build the error for an unknown ``kind`` (preset, key, ...) called ``name``, with the nearest known name."""
+    names = sorted(known)
+    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return UserError(f"unknown {kind} {str(name)!r}: {hint}known: {', '.join(names)}")
+
+
+def require(module: str, *, extra: str | None = None, why: str) -> ModuleType:
+    """Import a dependency at its place of use; a missing one is named in one line with the command that brings it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.split(".")[0]
+        command = f"pip install 'fastgan[{extra}]'" if extra else f"pip install {package}"
+        raise UserError(f"{why} needs the package {package!r}, which is not installed here: {command}") from error
+
+
+class NonFiniteError(RuntimeError):
+    """Training met NaN or infinity and stopped. The command line exits with 3 on it."""

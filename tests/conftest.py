@@ -1,0 +1,86 @@
+"""What every test stands on: which tests run in which process, how many examples, and a home that is not the user's."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import site
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import hypothesis
+import pytest
+import torch
+
+INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
+FULL = os.environ.get("FASTGAN_TEST_ALL") == "1"
+WORKER = "PYTEST_XDIST_WORKER" in os.environ
+
+hypothesis.settings.register_profile("slice", max_examples=25, derandomize=True, deadline=None, database=None)
+hypothesis.settings.register_profile("full", parent=hypothesis.settings.get_profile("slice"), max_examples=1000)
+
+
+def gpu_problem() -> str | None:
+    """Why the tests marked ``gpu`` cannot run here; None where they can."""
+    if not torch.cuda.is_available():
+        return f"no CUDA device that torch {torch.__version__} can use"
+    if torch.cuda.get_device_capability() < (8, 0):
+        return f"{torch.cuda.get_device_name()} is older than compute capability 8.0"
+    return None
+
+
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    parser.addoption("--require-gpu", action="store_true", help="end with exit code 2 where no usable GPU is")
+    if not pluginmanager.hasplugin("timeout"):
+        parser.addini("timeout", "seconds that a test may take: without pytest-timeout nobody watches them")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    hypothesis.settings.load_profile("full" if FULL else "slice")
+    if config.getoption("--require-gpu") and (problem := gpu_problem()):
+        pytest.exit(f"{problem}: these tests need an NVIDIA GPU and a CUDA build of torch", returncode=2)
+    if WORKER:
+        torch.set_num_threads(1)
+    else:
+        move_house(config)
+
+
+def move_house(config: pytest.Config) -> None:
+    """Give the run, its workers and every process that a test starts a home of their own, removed at the end."""
+    home = Path(tempfile.mkdtemp(prefix="fastgan-tests-"))
+    config.add_cleanup(lambda: shutil.rmtree(home, ignore_errors=True))
+    os.environ.setdefault("PYTHONUSERBASE", site.getuserbase())  # packages that were found through HOME stay found
+    os.environ["HOME"] = str(home)
+    os.environ["FASTGAN_CACHE"] = str(home / "cache")
+    kept = Path(config.rootpath) / ".pytest_cache" / "kept"  # what is keyed by its content may outlive the run
+    for variable in ("TRITON_CACHE_DIR", "MPLCONFIGDIR"):
+        (kept / variable.lower()).mkdir(parents=True, exist_ok=True)
+        os.environ[variable] = str(kept / variable.lower())
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if INTERPRET:  # decorated kernels are interpreted in this process and cannot be compiled
+        keep = [item for item in items if item.get_closest_marker("interpret")]
+        config.hook.pytest_deselected(items=[item for item in items if item not in set(keep)])
+        items[:] = keep
+    reasons = {}
+    if not INTERPRET:
+        reasons["interpret"] = "runs a Triton kernel on the CPU: needs TRITON_INTERPRET=1 from the start of the process"
+    if not FULL:
+        reasons["full"] = "a large count: make test-all runs it (FASTGAN_TEST_ALL=1)"
+    if marked(items, "gpu") and (problem := gpu_problem()):
+        reasons["gpu"] = problem
+    for name, reason in reasons.items():
+        for item in marked(items, name):
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def marked(items: Iterable[pytest.Item], name: str) -> list[pytest.Item]:
+    return [item for item in items if item.get_closest_marker(name)]
+
+
+@pytest.fixture(scope="session")
+def full() -> bool:
+    """Whether this run takes the full counts: ``for seed in range(100 if full else 3)``."""
+    return FULL
