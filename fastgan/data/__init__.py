@@ -1,0 +1,78 @@
+"""Data sets: whatever a name stands for, as one tensor on the device that a training step gathers its batches from."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from fastgan.data.dataset import Dataset, Modes, normalise
+from fastgan.errors import UserError, unknown
+
+__all__ = ["Dataset", "Modes", "load", "names", "normalise"]
+
+
+@dataclass(frozen=True)
+class _Source:
+    module: str  # its function `load(name, path, *, split, allow_download)` reads the data set
+    path: Literal["none", "optional", "needed"]
+    example: str = ""
+
+
+_SOURCES = {
+    "digits": _Source("fastgan.data.digits", "none"),
+    "mnist": _Source("fastgan.data.mnist", "optional", "mnist:FOLDER"),
+    "fashion-mnist": _Source("fastgan.data.mnist", "optional", "fashion-mnist:FOLDER"),
+    "npz": _Source("fastgan.data.arrays", "needed", "npz:pictures.npz"),
+    "npy": _Source("fastgan.data.arrays", "needed", "npy:pictures.npy"),
+    "ring8": _Source("fastgan.data.mixtures", "none"),
+    "grid25": _Source("fastgan.data.mixtures", "none"),
+}
+
+
+def names() -> list[str]:
+    """Names that `load` knows, sorted."""
+    return sorted(_SOURCES)
+
+
+def load(
+    spec: str,
+    *,
+    split: str = "train",
+    image_size: int | None = None,
+    channels: int | None = None,
+    device: str | torch.device = "cpu",
+    allow_download: bool = True,
+) -> Dataset:
+    """Load a data set whole onto ``device`` (onto the host, with a warning, where the device has no room for it).
+
+    Args:
+        spec: ``name`` or ``name:PATH``: ``digits``, ``mnist[:FOLDER]``, ``fashion-mnist[:FOLDER]``, ``npz:FILE``,
+            ``npy:FILE``, ``ring8``, ``grid25``.
+        split: ``train``, or ``test`` where the data set has one.
+        image_size: Side of the square images that the model wants; None takes them as they are. The one change
+            made for it is padding grey 28x28 images to 32x32 with background.
+        channels: Channels that the model wants; None takes them as they are.
+        device: Where the data and the batches live.
+        allow_download: Whether ``mnist`` and ``fashion-mnist`` may be downloaded into the cache.
+
+    Raises:
+        UserError: Unknown name, missing or damaged file, or images that do not fit the model.
+    """
+    name, colon, path = spec.partition(":")
+    source = _SOURCES.get(name)
+    if source is None:
+        if spec.endswith((".npz", ".npy")):
+            raise UserError(f"unknown data set {spec!r}: to read that file say {spec[-3:]}:{spec}")
+        raise unknown("data set", name, _SOURCES)
+    if colon and source.path == "none":
+        raise UserError(f"the data set {name!r} is built in and takes no path: say {name!r} instead of {spec!r}")
+    if not path and (colon or source.path == "needed"):
+        raise UserError(f"the data set {spec!r} names no path: say {source.example}")
+    if split not in ("train", "test"):
+        raise unknown("split", split, ("train", "test"))
+    module = importlib.import_module(source.module)
+    dataset: Dataset = module.load(name, path or None, split=split, allow_download=allow_download)
+    return dataset.fit(image_size=image_size, channels=channels).to(device)
