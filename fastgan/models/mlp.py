@@ -1,0 +1,80 @@
+"""Fully connected networks: Goodfellow et al., 2014, in the form of the widely used PyTorch-GAN ``gan.py``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from fastgan.nn import LinearAct
+
+
+class MLPGenerator(nn.Module):
+    """z ``(n, z_dim)`` -> samples ``(n, *sample_shape)``, in [-1, 1] where ``output`` is tanh.
+
+    Every hidden layer but the first is normalised over the batch where ``norm`` is set. ``norm_eps`` is 0.8 in the
+    public code, whose ``BatchNorm1d(n, 0.8)`` meant a momentum.
+    """
+
+    def __init__(
+        self,
+        z_dim: int,
+        sample_shape: Sequence[int],
+        *,
+        hidden: Sequence[int] = (128, 256, 512, 1024),
+        norm: bool = True,
+        norm_eps: float = 0.8,
+        activation: str = "leaky_relu",
+        negative_slope: float = 0.2,
+        output: str = "tanh",
+    ) -> None:
+        super().__init__()
+        self.sample_shape = tuple(sample_shape)
+        layers: list[nn.Module] = []
+        width = z_dim
+        for index, features in enumerate(hidden):
+            if norm and index > 0:
+                layers += [LinearAct(width, features, activation="none"), nn.BatchNorm1d(features, norm_eps)]
+                layers.append(_activation(activation, negative_slope))
+            else:
+                layers.append(LinearAct(width, features, activation=activation, negative_slope=negative_slope))
+            width = features
+        layers.append(LinearAct(width, math.prod(self.sample_shape), activation=output))
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Map latents to samples."""
+        samples: Tensor = self.layers(z)
+        return samples.unflatten(1, self.sample_shape)
+
+
+class MLPDiscriminator(nn.Module):
+    """Samples ``(n, *sample_shape)`` -> logits ``(n,)``; the sigmoid is the loss's affair."""
+
+    def __init__(
+        self,
+        sample_shape: Sequence[int],
+        *,
+        hidden: Sequence[int] = (512, 256),
+        activation: str = "leaky_relu",
+        negative_slope: float = 0.2,
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        width = math.prod(sample_shape)
+        for features in hidden:
+            layers.append(LinearAct(width, features, activation=activation, negative_slope=negative_slope))
+            width = features
+        layers.append(LinearAct(width, 1, activation="none"))
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, samples: Tensor) -> Tensor:
+        """Map samples to logits."""
+        logits: Tensor = self.layers(samples.flatten(1))
+        return logits.squeeze(1)
+
+
+def _activation(name: str, negative_slope: float) -> nn.Module:
+    simple = {"none": nn.Identity, "relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid}
+    return nn.LeakyReLU(negative_slope) if name == "leaky_relu" else simple[name]()

@@ -1,0 +1,75 @@
+"""Each system as a few lines of configuration. Name a preset, or write a YAML file that starts from one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fastgan.errors import UserError, require, unknown
+from fastgan.presets.catalogue import ALIASES, PRESETS
+from fastgan.presets.config import (
+    MAY_CHANGE_ON_RESUME,
+    Adam,
+    Config,
+    Network,
+    difference,
+    from_dict,
+    nested,
+    to_dict,
+)
+
+__all__ = [
+    "ALIASES",
+    "MAY_CHANGE_ON_RESUME",
+    "PRESETS",
+    "Adam",
+    "Config",
+    "Network",
+    "difference",
+    "dump",
+    "from_dict",
+    "from_file",
+    "nested",
+    "preset",
+    "read",
+    "to_dict",
+]
+
+
+def preset(name: str) -> Config:
+    """Look a preset up by name or alias. Raises UserError with the nearest known name."""
+    name = ALIASES.get(name, name)
+    if name not in PRESETS:
+        raise unknown("preset", name, [*PRESETS, *ALIASES])
+    return PRESETS[name]
+
+
+def read(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The keys that a YAML file sets. Raises UserError where it is missing, unreadable or no mapping."""
+    yaml = require("yaml", why="reading a configuration file")
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read the configuration {path}: {error.strerror or error}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        where = " ".join(str(error).split())
+        raise UserError(f"{path} is not YAML: {where}") from error
+    if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
+        raise UserError(f"{path} is no configuration: it should hold lines such as 'preset: mlp' and 'steps: 1000'")
+    return dict(values)
+
+
+def from_file(path: str | os.PathLike[str]) -> Config:
+    """A configuration from a YAML file; its key ``preset`` names the preset that the other keys are laid over."""
+    values = read(path)
+    name = values.get("preset", "custom")
+    return from_dict(values, None if name == "custom" else preset(str(name)))
+
+
+def dump(config: Config) -> str:
+    """The configuration as YAML, in the order of the dataclass."""
+    yaml = require("yaml", why="writing a configuration file")
+    text: str = yaml.safe_dump(to_dict(config), sort_keys=False, default_flow_style=None)
+    return text

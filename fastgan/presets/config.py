@@ -1,0 +1,165 @@
+"""The configuration of a run: one dataclass, readable as YAML, every key settable from the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal, get_args, get_type_hints
+
+from fastgan.errors import UserError, unknown
+from fastgan.presets.values import coerce
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network by name; ``options`` are keywords of its constructor (see fastgan.models)."""
+
+    name: str = "mlp"
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Adam:
+    """Adam's hyperparameters, as torch.optim names them. Kingma and Ba, 2015; betas (.5, .999) are DCGAN's."""
+
+    lr: float = 2e-4
+    betas: tuple[float, float] = (0.5, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides a run. ``updates`` says how the two players share fake batches within a step:
+
+    - ``fresh``: Goodfellow's Algorithm 1: new noise for each of the ``n_critic`` discriminator updates and for G;
+    - ``shared``: the generator is updated through the discriminator's last fake batch (DCGAN's example);
+    - ``generator_first``: the generator moves first, the discriminator sees those same fakes (PyTorch-GAN's gan.py).
+    """
+
+    preset: str = "custom"
+    data: str = "digits"
+    image_size: int | None = None
+    z_dim: int = 64
+    latent: Literal["normal", "uniform"] = "normal"
+    generator: Network = Network()
+    discriminator: Network = Network()
+    objective: str = "non_saturating"
+    n_critic: int = 1
+    updates: Literal["fresh", "shared", "generator_first"] = "fresh"
+    generator_optimizer: Adam = Adam()
+    discriminator_optimizer: Adam = Adam()
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    batch_size: int = 64
+    steps: int = 10_000
+    seed: int = 0
+    device: str = "auto"
+    log_every: int = 50
+    sample_every: int = 1000
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 3
+    samples: int = 64
+
+    def __post_init__(self) -> None:
+        for name in ("z_dim", "n_critic", "batch_size", "log_every", "sample_every", "checkpoint_every", "samples"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not 0 <= self.seed < 2**32 - 2:
+            raise UserError(f"seed must be between 0 and 2^32 - 3, not {self.seed}")
+        if self.steps < 0 or self.keep_checkpoints < 1:
+            raise UserError("steps must be at least 0 and keep_checkpoints at least 1")
+        if self.n_critic > 1 and self.updates == "generator_first":
+            raise UserError(
+                "updates=generator_first has one discriminator update a step: set n_critic=1 or updates=fresh"
+            )
+        for name in ("latent", "updates", "precision"):
+            choices = get_args(get_type_hints(Config)[name])
+            if getattr(self, name) not in choices:
+                raise unknown(name, getattr(self, name), choices)
+
+
+MAY_CHANGE_ON_RESUME = frozenset(
+    {"steps", "log_every", "sample_every", "checkpoint_every", "keep_checkpoints", "device"}
+)
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Plain, nested data, as it is written to ``config.yaml``; a network's options stand beside its name."""
+    plain = asdict(config)
+    for side in ("generator", "discriminator"):
+        options = plain[side].pop("options")
+        plain[side] |= {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}
+        plain[f"{side}_optimizer"]["betas"] = list(plain[f"{side}_optimizer"]["betas"])
+    return plain
+
+
+def from_dict(values: Mapping[str, Any], base: Config | None = None) -> Config:
+    """A configuration from nested data laid over ``base``. Unknown keys are refused with the nearest known name."""
+    base = base or Config()
+    hints = get_type_hints(Config)
+    changes: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in hints:
+            raise unknown("key", key, hints)
+        if hints[key] is Network:
+            changes[key] = _network(key, value, getattr(base, key))
+        elif hints[key] is Adam:
+            changes[key] = _adam(key, value, getattr(base, key))
+        else:
+            changes[key] = coerce(key, value, hints[key])
+    return replace(base, **changes)
+
+
+def nested(assignments: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn dotted keys into nested data: ``{"generator.hidden": x}`` -> ``{"generator": {"hidden": x}}``."""
+    tree: dict[str, Any] = {}
+    for dotted, value in assignments.items():
+        *parents, leaf = dotted.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise UserError(
+                    f"{dotted} and {parent} are both given: one of them is a value, the other a group of keys"
+                )
+        if isinstance(value, Mapping) and isinstance(node.get(leaf), dict):
+            node[leaf] |= value
+        else:
+            node[leaf] = value
+    return tree
+
+
+def difference(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
+    """The keys in which two configurations differ, dotted, with the old and the new value."""
+    before, after = _flat(to_dict(old)), _flat(to_dict(new))
+    return {key: (before.get(key), after.get(key)) for key in before | after if before.get(key) != after.get(key)}
+
+
+def _network(key: str, value: Any, base: Network) -> Network:
+    if isinstance(value, str):
+        value = {"name": value}
+    if not isinstance(value, Mapping):
+        raise UserError(f"{key} is a network: give its name or keys such as name and hidden, not {value!r}")
+    name = coerce(f"{key}.name", value.get("name", base.name), str)
+    kept = base.options if name == base.name else {}  # another family has other options
+    return Network(name, {**kept, **{option: given for option, given in value.items() if option != "name"}})
+
+
+def _adam(key: str, value: Any, base: Adam) -> Adam:
+    if not isinstance(value, Mapping):
+        raise UserError(f"{key} is an optimiser: give its keys, such as {key}.lr=1e-4, not {value!r}")
+    hints = get_type_hints(Adam)
+    for name in value:
+        if name not in hints:
+            raise unknown(f"key of {key}", name, hints)
+    return replace(base, **{name: coerce(f"{key}.{name}", given, hints[name]) for name, given in value.items()})
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
+
+
+KEYS = tuple(item.name for item in fields(Config))
