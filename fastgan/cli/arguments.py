@@ -1,0 +1,43 @@
+"""Arguments of a verb: a dataclass that tyro turns into a parser. A mistake is one line and exit code 2."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from collections.abc import Sequence
+from typing import Annotated, TypeVar
+
+import tyro
+
+from fastgan.errors import UserError
+
+T = TypeVar("T")
+
+Text = Annotated[str | None, tyro.conf.arg(metavar="TEXT")]
+Whole = Annotated[int | None, tyro.conf.arg(metavar="N")]
+Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+
+
+def parse(kind: type[T], verb: str, arguments: Sequence[str]) -> T:
+    """Parse ``arguments`` of ``fastgan VERB`` into the dataclass ``kind``. ``--help`` prints and exits with 0."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(kind, prog=f"fastgan {verb}", args=list(arguments))
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise UserError(f"{_message(said.getvalue())} ('fastgan {verb} --help' lists the options)") from None
+
+
+def _message(box: str) -> str:
+    """The first paragraph of tyro's framed error, and the option that it thinks was meant, in one line."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    lines = [line.strip(" │|╭╮╰╯─-\t") for line in plain.splitlines()]
+    rules = [index for index, line in enumerate(plain.splitlines()) if re.search(r"[─-]{8}", line)]
+    first = rules[0] + 1 if rules else 0
+    end = next((index for index in range(first, len(lines)) if index in rules or not lines[index]), len(lines))
+    message = " ".join(lines[first:end]) or "the arguments cannot be read"
+    meant = re.search(r"Perhaps you meant:\W*(--[\w-]+)", plain)
+    return f"{message}; did you mean {meant[1]}?" if meant else message

@@ -1,0 +1,156 @@
+"""``fastgan train [PRESET or config.yaml]``: train, continue, or list the presets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from fastgan.cli.arguments import Flag, Text, Whole, parse
+from fastgan.errors import UserError
+from fastgan.presets import ALIASES, PRESETS, Config, from_dict, nested, preset, read
+from fastgan.presets.values import parse as parse_value
+from fastgan.train import Trainer, run
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Train a GAN. Without a preset or file: list the presets."""
+
+    target: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="PRESET|FILE.yaml")] = None
+    """A preset's name, or a YAML file of keys (its key 'preset' names the preset it starts from)."""
+    data: Text = None
+    """Data set: digits, mnist, fashion-mnist, ring8, grid25, npz:PATH, npy:PATH, mnist:PATH."""
+    out: Text = None
+    """Folder of the run. Default: runs/PRESET, then runs/PRESET-2, ...; an existing run is never overwritten."""
+    steps: Whole = None
+    """Steps in total, those of a resumed run included."""
+    batch_size: Whole = None
+    """Real samples of one discriminator update."""
+    seed: Whole = None
+    """Seed of everything random."""
+    device: Text = None
+    """auto, cpu, cuda or cuda:N."""
+    resume: Flag = False
+    """Continue a run: the one at --out, else the newest of the preset."""
+    force: Flag = False
+    """With --resume: allow keys to differ from the stored configuration."""
+    set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="KEY=VALUE")] = ()
+    """Any key of the configuration, such as log_every=10 or generator_optimizer.lr=1e-4. Repeatable."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the verb and return its exit code."""
+    wishes = parse(Arguments, "train", arguments)
+    if wishes.target is None and not (wishes.resume and wishes.out):
+        if wishes != Arguments():
+            raise UserError(f"say which preset to train: {', '.join(PRESETS)} (or a YAML file)")
+        print(_listing())
+        return 0
+    keys = _keys(wishes)
+    trainer = _resumed(wishes, keys) if wishes.resume else _started(wishes, keys)
+    print(_headline(trainer))
+    trainer.fit()
+    folder = trainer.out
+    if trainer.exit_code:
+        print(f"stopped and saved at step {trainer.step}; go on with: fastgan train --resume --out {folder}")
+    else:
+        print(f"done: {folder}/final.png, {folder}/curves.png, {folder}/metrics.csv")
+    return trainer.exit_code
+
+
+def _started(wishes: Arguments, keys: dict[str, Any]) -> Trainer:
+    config = _config(wishes, keys)
+    trainer = Trainer(config)  # everything that can be wrong is found before a folder is made
+    trainer.out = run.create(config, Path(wishes.out) if wishes.out else None)
+    return trainer
+
+
+def _resumed(wishes: Arguments, keys: dict[str, Any]) -> Trainer:
+    fresh = _config(wishes, keys) if wishes.target else None
+    folder = Path(wishes.out) if wishes.out else run.newest(fresh.preset) if fresh else None
+    if folder is None or not (folder / run.CONFIG).is_file():
+        if fresh is None:
+            raise UserError(f"there is no run at {folder} to resume: name the preset to start one")
+        print(f"nothing to resume{f' at {folder}' if folder else ''}: starting at step 0")
+        return _started(wishes, keys)
+    old = run.stored(folder)
+    if fresh and wishes.target in (*PRESETS, *ALIASES) and fresh.preset != old.preset:
+        raise UserError(
+            f"{folder} is a run of {old.preset}, not of {fresh.preset}: give its own preset or another --out"
+        )
+    new = from_dict(nested(keys), old)
+    for line in run.agree(old, new, wishes.force):
+        print(f"changed: {line}")
+    stored = run.latest_checkpoint(folder)
+    trainer = Trainer(new)
+    trainer.out = folder
+    if stored is None:
+        print(f"{folder} has no checkpoint yet: starting at step 0")
+        trainer.restart()
+    else:
+        trainer.resume(stored)
+        print(f"resuming {folder} at step {trainer.step}")
+    run.write_config(folder, new)
+    return trainer
+
+
+def _config(wishes: Arguments, keys: dict[str, Any]) -> Config:
+    assert wishes.target is not None
+    if _is_file(wishes.target):
+        keys = {key: value for key, value in keys.items() if key != "preset"}
+        name = read(wishes.target).get("preset", "custom")
+        return from_dict(nested(keys), Config() if name == "custom" else preset(str(name)))
+    return from_dict(nested(keys), preset(wishes.target))
+
+
+def _keys(wishes: Arguments) -> dict[str, Any]:
+    """The keys that were named explicitly: those of the file, then --set, then the options."""
+    keys: dict[str, Any] = read(wishes.target) if wishes.target and _is_file(wishes.target) else {}
+    for assignment in wishes.set:
+        key, sign, value = assignment.partition("=")
+        if not sign or not key:
+            raise UserError(f"--set {assignment}: write it as key=value, such as --set log_every=10")
+        keys[key.strip()] = parse_value(value)
+    for option in ("data", "steps", "batch_size", "seed", "device"):
+        if getattr(wishes, option) is not None:
+            keys[option] = getattr(wishes, option)
+    if isinstance(keys.get("data"), str):
+        keys["data"] = _anchored(keys["data"])
+    return keys
+
+
+def _anchored(data: str) -> str:
+    """``npz:PATH`` with an absolute path, so that the run can be resumed from another folder."""
+    name, sign, path = data.partition(":")
+    return f"{name}:{Path(path).expanduser().resolve()}" if sign and path else data
+
+
+def _is_file(target: str) -> bool:
+    return target.endswith((".yaml", ".yml"))
+
+
+def _headline(trainer: Trainer) -> str:
+    config = trainer.config
+    count = sum(
+        parameter.numel() for side in (trainer.generator, trainer.discriminator) for parameter in side.parameters()
+    )
+    return (
+        f"{config.preset}: {len(trainer.data):,} samples of {trainer.data.name}, {count:,} parameters,"
+        f" batch {config.batch_size}, {config.objective}\n"
+        f"device: {trainer.describe_device()}\n"
+        f"run: {trainer.out}"
+    )
+
+
+def _listing() -> str:
+    lines = ["presets (fastgan train PRESET):", ""]
+    for name, config in PRESETS.items():
+        aliases = [alias for alias, target in ALIASES.items() if target == name]
+        also = f" (alias {', '.join(aliases)})" if aliases else ""
+        networks = f"{config.generator.name} on {config.data}"
+        lines.append(f"  {name + also:24} {networks:16} batch {config.batch_size}, {config.steps:,} steps")
+    return "\n".join(lines)

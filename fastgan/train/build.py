@@ -1,0 +1,84 @@
+"""From a configuration to the parts of a training: device, data, networks, optimisers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from fastgan import data, models
+from fastgan.data import Dataset
+from fastgan.errors import UserError, unknown
+from fastgan.presets import Adam, Config, Network
+from fastgan.presets.values import coerce
+
+
+def device(name: str) -> torch.device:
+    """The device that ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` means here. Raises UserError where it is absent."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        wanted = torch.device(name)
+    except RuntimeError as error:
+        raise unknown("device", name, ["auto", "cpu", "cuda"]) from error
+    if wanted.type == "cuda":
+        if not torch.cuda.is_available():
+            raise UserError(
+                f"--device {name}: PyTorch sees no CUDA device here; use --device cpu, or see 'fastgan doctor'"
+            )
+        if (wanted.index or 0) >= torch.cuda.device_count():
+            raise UserError(
+                f"--device {name}: there are {torch.cuda.device_count()} CUDA devices here, numbered from 0"
+            )
+    elif wanted.type != "cpu":
+        raise unknown("device", name, ["auto", "cpu", "cuda"])
+    return wanted
+
+
+def bf16(config: Config, where: torch.device) -> bool:
+    """Whether the networks run under bf16 autocast: ``auto`` means so on a GPU of compute capability 8.0 or later."""
+    if config.precision == "auto":
+        return where.type == "cuda" and torch.cuda.get_device_capability(where) >= (8, 0)
+    return config.precision == "bf16"
+
+
+def dataset(config: Config, where: torch.device) -> Dataset:
+    """The data that the configuration names, on the device where it fits."""
+    return data.load(config.data, image_size=config.image_size, device=where)
+
+
+def networks(config: Config, sample_shape: tuple[int, ...]) -> tuple[nn.Module, nn.Module]:
+    """Generator and discriminator on the CPU, initialised from ``config.seed`` alone, generator first."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(config.seed)  # torch.manual_seed would reseed every GPU of the caller
+        generator = models.generator(
+            config.generator.name, config.z_dim, sample_shape, _options(config.generator, "generator")
+        )
+        discriminator = models.discriminator(
+            config.discriminator.name, sample_shape, _options(config.discriminator, "discriminator")
+        )
+    return generator, discriminator
+
+
+def adam(module: nn.Module, options: Adam) -> Optimizer:
+    """Adam over the parameters of ``module`` that require a gradient."""
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    return torch.optim.Adam(
+        parameters,
+        lr=options.lr,
+        betas=options.betas,
+        eps=options.eps,
+        weight_decay=options.weight_decay,
+        fused=bool(parameters),  # one launch per dtype instead of one per tensor; an empty list refuses it
+    )
+
+
+def _options(network: Network, side: str) -> Mapping[str, Any]:
+    hints = models.options_of(network.name, side=side)
+    for key in network.options:
+        if key not in hints:
+            raise unknown(f"key of {side}", key, ["name", *hints])
+    return {key: coerce(f"{side}.{key}", value, hints[key]) for key, value in network.options.items()}

@@ -1,0 +1,133 @@
+"""The pictures that a run leaves: sample grids, point clouds, and the curves of losses and scores."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fastgan.errors import UserError, require
+from fastgan.train.metrics import Row
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+SMALL = 64  # images below this side are enlarged, pixel by pixel, so that a person sees them
+
+
+def grid(samples: Tensor) -> Image:
+    """Images ``(n, C, H, W)`` in [-1, 1], C 1, 3 or 4, as one picture of about square shape."""
+    if samples.ndim != 4 or samples.shape[1] not in (1, 3, 4) or not len(samples):
+        raise UserError(
+            f"a sample grid shows images of 1, 3 or 4 channels, not samples of shape {tuple(samples.shape)}"
+        )
+    zoom = max(1, round(SMALL / max(samples.shape[2:])))
+    tiles = pixels(samples).repeat_interleave(zoom, 2).repeat_interleave(zoom, 3).permute(0, 2, 3, 1)
+    n, height, width, channels = tiles.shape
+    columns = math.ceil(math.sqrt(n))
+    gap = max(2, zoom // 2)
+    rows = math.ceil(n / columns)
+    sheet = torch.full((rows * (height + gap) + gap, columns * (width + gap) + gap, channels), 32, dtype=torch.uint8)
+    for index, tile in enumerate(tiles):
+        top, left = (
+            gap + size * (side + gap) for size, side in zip(divmod(index, columns), (height, width), strict=True)
+        )
+        sheet[top : top + height, left : left + width] = tile
+    return _picture(sheet)
+
+
+def image(sample: Tensor) -> Image:
+    """One image ``(C, H, W)`` in [-1, 1] at its own size."""
+    return _picture(pixels(sample).permute(1, 2, 0))
+
+
+def pixels(samples: Tensor) -> Tensor:
+    """Values in [-1, 1] as uint8 on the CPU; what lies outside is clipped."""
+    return ((samples.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def save_samples(samples: Tensor, path: Path, *, real: Tensor | None = None, title: str = "") -> None:
+    """Draw samples into a PNG: images as a grid, 2-D points over a cloud of ``real`` ones."""
+    if samples.ndim == 2 and samples.shape[1] == 2:
+        _save_figure(_points(samples, real, title), path)
+    else:
+        grid(samples).save(_temporary(path), format="PNG")
+        os.replace(_temporary(path), path)
+
+
+def save_curves(rows: Sequence[Row], path: Path) -> None:
+    """Draw losses and mean scores D(x), D(G(z)) against the step, with the values they have at equilibrium."""
+    figure, (losses, scores) = _figure(1, 2, (11, 4))
+    steps = [row["step"] for row in rows]
+    for axis, names, ideal, label in (
+        (losses, ("loss_d", "loss_g"), (2 * math.log(2), math.log(2)), ("loss of D", "loss of G")),
+        (scores, ("d_real", "d_fake"), (0.5,), ("D(x), real", "D(G(z)), fake")),
+    ):
+        for name, text, color in zip(names, label, ("tab:blue", "tab:orange"), strict=True):
+            values = [math.nan if row[name] is None else row[name] for row in rows]
+            axis.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
+            axis.plot(steps, _smooth(values), color=color, label=text, linewidth=1.6)
+        for value in ideal:
+            axis.axhline(value, color="0.6", linewidth=0.8, linestyle="--")
+        axis.set_xlabel("step")
+        axis.legend(loc="best", frameon=False)
+        axis.spines[["top", "right"]].set_visible(False)
+    losses.set_title("losses (dashed: 2 log 2 and log 2, where D = 1/2)", fontsize=10)
+    scores.set_title("mean scores (dashed: 1/2)", fontsize=10)
+    scores.set_ylim(0, 1)
+    _save_figure(figure, path)
+
+
+def _picture(array: Tensor) -> Image:
+    """``(H, W, C)`` uint8 as a Pillow image."""
+    pil = require("PIL.Image", why="drawing pictures")
+    picture: Image = pil.fromarray((array.squeeze(2) if array.shape[2] == 1 else array).contiguous().numpy())
+    return picture
+
+
+def _points(samples: Tensor, real: Tensor | None, title: str) -> Any:
+    figure, axis = _figure(1, 1, (6, 6))
+    fake = samples.detach().float().cpu()
+    if real is not None:
+        axis.scatter(*real.cpu().T, s=6, color="0.75", label="real", linewidths=0)
+        reach = float(real.abs().max()) * 1.4
+        axis.set_xlim(-reach, reach)
+        axis.set_ylim(-reach, reach)
+    axis.scatter(*fake.T, s=6, color="tab:orange", alpha=0.6, label="generated", linewidths=0)
+    axis.set_aspect("equal")
+    axis.set_title(title, fontsize=10)
+    axis.legend(loc="upper right", frameon=False)
+    return figure
+
+
+def _smooth(values: Sequence[float], share: float = 0.05) -> list[float]:
+    """Exponential mean over about ``share`` of the curve; the first points are not pulled to zero."""
+    keep = 1 - 1 / max(1.0, share * len(values))
+    smooth: list[float] = []
+    total = weight = 0.0
+    for value in values:
+        if math.isfinite(value):
+            total, weight = keep * total + value, keep * weight + 1
+        smooth.append(total / weight if weight else math.nan)
+    return smooth
+
+
+def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
+    figures = require("matplotlib.figure", why="drawing curves")
+    figure = figures.Figure(figsize=size, dpi=110, layout="constrained")  # no pyplot: no window, no global state
+    return figure, figure.subplots(rows, columns)
+
+
+def _save_figure(figure: Any, path: Path) -> None:
+    figure.savefig(_temporary(path), format="png")
+    os.replace(_temporary(path), path)
+
+
+def _temporary(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.with_name(f".{path.name}.writing")

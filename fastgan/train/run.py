@@ -1,0 +1,93 @@
+"""The folder of a run: its name, its configuration, and how a run that exists is found and continued."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from fastgan.errors import UserError
+from fastgan.presets import MAY_CHANGE_ON_RESUME, Config, difference, dump, from_file
+from fastgan.train import checkpoint
+
+CONFIG = "config.yaml"
+ROOT = Path("runs")
+
+
+def create(config: Config, out: Path | None) -> Path:
+    """Make the folder of a new run and write its configuration. Raises UserError where a run stands there already.
+
+    Without ``out`` it is ``runs/PRESET``, then ``runs/PRESET-2``, ...: never an existing one.
+    """
+    path = out or ROOT / config.preset
+    try:
+        if out and out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UserError(f"{out} exists and is not empty: add --resume to continue it, or give another --out")
+        path = path if out else _claim(config.preset)
+        path.mkdir(parents=True, exist_ok=True)
+        write_config(path, config)
+    except OSError as error:
+        raise UserError(f"cannot write to {path}: {error.strerror or error}; give another --out") from error
+    return path
+
+
+def write_config(path: Path, config: Config) -> None:
+    """Write ``config.yaml``, whole or not at all."""
+    temporary = path / f".{CONFIG}.writing"
+    temporary.write_text(dump(config), encoding="utf-8")
+    os.replace(temporary, path / CONFIG)
+
+
+def newest(preset: str) -> Path | None:
+    """The run of ``preset`` under ``runs/`` with the highest number; None where none has a configuration."""
+    numbered = [(number, path) for number, path in _existing(preset) if (path / CONFIG).is_file()]
+    return max(numbered)[1] if numbered else None
+
+
+def stored(path: Path) -> Config:
+    """The configuration of the run in ``path``. Raises UserError where there is no run."""
+    if not path.exists():
+        raise UserError(
+            f"there is no run at {path}: give the folder that 'fastgan train' printed, such as runs/gan-digits"
+        )
+    if not (path / CONFIG).is_file():
+        raise UserError(f"{path} is not a run of fastgan: it has no {CONFIG}")
+    return from_file(path / CONFIG)
+
+
+def latest_checkpoint(path: Path) -> checkpoint.Checkpoint | None:
+    """The newest whole checkpoint of the run in ``path``, verified; None where none was written yet."""
+    found = checkpoint.whole(path / "checkpoints")
+    return checkpoint.load(found[-1]) if found else None
+
+
+def agree(old: Config, new: Config, force: bool) -> list[str]:
+    """What differs from the stored configuration, a line each. Raises UserError where that needs ``--force``."""
+    changed = {key: values for key, values in difference(old, new).items() if key != "preset"}
+    lines = [f"{key}: {before} -> {after}" for key, (before, after) in changed.items()]
+    refused = [key for key in changed if key not in MAY_CHANGE_ON_RESUME]
+    if refused and not force:
+        shown = "; ".join(f"{key} {changed[key][0]} -> {changed[key][1]}" for key in refused)
+        raise UserError(f"the run was made with another configuration ({shown}): add --force to continue it changed")
+    return lines
+
+
+def _existing(preset: str) -> list[tuple[int, Path]]:
+    if not ROOT.is_dir():
+        return []
+    pattern = re.compile(rf"{re.escape(preset)}(?:-(\d+))?")
+    matches = [(pattern.fullmatch(path.name), path) for path in ROOT.iterdir()]
+    return [(int(match[1] or 1), path) for match, path in matches if match]
+
+
+def _claim(preset: str) -> Path:
+    ROOT.mkdir(exist_ok=True)
+    number = max((number for number, _ in _existing(preset)), default=0)
+    while True:
+        number += 1
+        path = ROOT / (preset if number == 1 else f"{preset}-{number}")
+        try:
+            path.mkdir()  # fails where another process has just taken the name
+        except FileExistsError:
+            continue
+        return path

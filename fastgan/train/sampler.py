@@ -1,0 +1,57 @@
+"""What a step draws: real batches in an order fixed by the seed, and latents from a generator whose state is kept."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastgan.data import Dataset
+from fastgan.errors import UserError
+
+
+class RealBatches:
+    """Batches of ``data``: each epoch is a permutation fixed by ``(seed, epoch)``; the ragged last batch is dropped.
+
+    The order has no hidden state: ``drawn``, the number of batches taken so far, is all that a checkpoint keeps.
+    """
+
+    def __init__(self, data: Dataset, batch_size: int, seed: int) -> None:
+        if batch_size > len(data):
+            raise UserError(
+                f"batch_size {batch_size} is larger than the data set ({len(data)} samples): set a smaller one"
+            )
+        self.data, self.batch_size, self.seed = data, batch_size, seed
+        self.per_epoch = len(data) // batch_size
+        self.drawn = 0
+        self._epoch = -1
+        self._order = torch.empty(0, dtype=torch.int64)
+
+    def draw(self) -> Tensor:
+        """The next batch of samples, on the data's device, in [-1, 1]."""
+        epoch, batch = divmod(self.drawn, self.per_epoch)
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, permutation(len(self.data), self.seed, epoch).to(self.data.device)
+        self.drawn += 1
+        return self.data.batch(self._order[batch * self.batch_size : (batch + 1) * self.batch_size])
+
+
+def permutation(n: int, seed: int, epoch: int) -> Tensor:
+    """The order of epoch ``epoch``, from the two numbers alone: ``numpy.random.default_rng((seed, epoch))``."""
+    # not a torch.Generator: on the CPU it keeps only the low 32 bits of its seed, so two numbers do not fit
+    return torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(n))
+
+
+class Latents:
+    """Latent vectors ``(n, z_dim)``, normal or uniform in [-1, 1], from a generator of their own on ``device``."""
+
+    def __init__(self, kind: str, z_dim: int, device: torch.device, seed: int) -> None:
+        self.kind, self.z_dim, self.device = kind, z_dim, device
+        self.generator = torch.Generator(device).manual_seed(seed)
+
+    def draw(self, n: int) -> Tensor:
+        """Draw ``n`` latents."""
+        shape, options = (n, self.z_dim), {"device": self.device, "generator": self.generator}
+        if self.kind == "uniform":
+            return torch.rand(shape, **options) * 2 - 1  # type: ignore[arg-type]
+        return torch.randn(shape, **options)  # type: ignore[arg-type]

@@ -1,0 +1,251 @@
+"""The engine from Python: build a training from a preset, a configuration or your own parts, and run it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from fastgan.data import Dataset
+from fastgan.errors import NonFiniteError, UserError, require
+from fastgan.objectives import Objective
+from fastgan.objectives import objective as objective_by_name
+from fastgan.ops import backend
+from fastgan.presets import Config, from_dict, nested, preset
+from fastgan.train import build, checkpoint, pictures, state
+from fastgan.train.metrics import Meter, MetricsFile, Row, finite
+from fastgan.train.sampler import Latents, RealBatches
+from fastgan.train.signals import Interrupts
+from fastgan.train.step import Players, Step
+from fastgan.train.stream import Stream
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+
+class Trainer:
+    """Trains a generator against a discriminator.
+
+    ``Trainer("gan-digits", steps=2000)`` takes a preset and changes keys of it. ``Trainer(generator=G, discriminator=D,
+    data=tensor, z_dim=100)`` takes parts of your own: modules ``z (n, z_dim) -> samples`` and ``samples -> logits``,
+    data as a tensor, a Dataset or a name, an objective by name or as an Objective, optimisers as
+    ``{"generator": ..., "discriminator": ...}``.
+
+    ``out``, a folder, receives metrics, pictures and checkpoints; without it the run stays in memory. ``history`` holds
+    one row per ``log_every`` steps: means over those steps. Raises UserError for parts that do not fit together.
+
+    Random streams, all fixed by ``seed``: the networks are initialised under ``torch.manual_seed(seed)`` on the CPU,
+    generator first; the order of epoch e is the permutation of ``numpy.random.default_rng((seed, e))``; latents come
+    from a generator seeded ``seed + 1``, the fixed latents of the pictures from one seeded ``seed + 2``; dropout and the like
+    draw from the global stream, which ``fit`` keeps apart from the caller's.
+    """
+
+    def __init__(
+        self,
+        config: Config | str | None = None,
+        *,
+        generator: nn.Module | None = None,
+        discriminator: nn.Module | None = None,
+        data: Tensor | Dataset | str | None = None,
+        objective: str | Objective | None = None,
+        optimizers: Mapping[str, Optimizer] | None = None,
+        out: str | Path | None = None,
+        **keys: Any,
+    ) -> None:
+        base = preset(config) if isinstance(config, str) else config or Config()
+        if isinstance(data, str):
+            keys["data"] = data
+        if isinstance(objective, str):
+            keys["objective"] = objective
+        self.config = config = from_dict(nested(keys), base)
+        self.device = build.device(config.device)
+        self.data = self._own_data(data) if isinstance(data, Tensor | Dataset) else build.dataset(config, self.device)
+        if generator is None or discriminator is None:
+            built = build.networks(config, self.data.sample_shape)
+            generator, discriminator = generator or built[0], discriminator or built[1]
+        generator.to(self.device).train()
+        discriminator.to(self.device).train()
+        optimizers = optimizers or {}
+        self.players = Players(
+            generator,
+            discriminator,
+            optimizers.get("generator") or build.adam(generator, config.generator_optimizer),
+            optimizers.get("discriminator") or build.adam(discriminator, config.discriminator_optimizer),
+        )
+        self.step, self.seconds, self.exit_code = 0, 0.0, 0
+        self.history: list[Row] = []
+        self.out = Path(out) if out is not None else None
+        self._batches = RealBatches(self.data, config.batch_size, config.seed)
+        self._latents = Latents(config.latent, config.z_dim, self.device, config.seed + 1)
+        self._meter = Meter(self.device)
+        self._parts = state.Parts(
+            self.players, self._batches, self._latents, self._meter, Stream(config.seed, self.device)
+        )
+        self._saved_at = -1
+        self._iterate = Step(
+            self.players,
+            objective if isinstance(objective, Objective) else objective_by_name(config.objective),
+            draw_real=self._batches.draw,
+            draw_z=lambda: self._latents.draw(config.batch_size),
+            meter=self._meter,
+            updates=config.updates,
+            n_critic=config.n_critic,
+            bf16=build.bf16(config, self.device),
+        )
+
+    @property
+    def generator(self) -> nn.Module:
+        """The generator, in training mode."""
+        return self.players.generator
+
+    @property
+    def discriminator(self) -> nn.Module:
+        """The discriminator, in training mode."""
+        return self.players.discriminator
+
+    @property
+    def images(self) -> int:
+        """How many real samples the discriminator has been shown."""
+        return self.step * self.config.n_critic * self.config.batch_size
+
+    def describe_device(self) -> str:
+        """The device, its precision, and the backend that the fused ops take there and why."""
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
+        number = "bf16" if build.bf16(self.config, self.device) else "fp32"
+        ops = "; ".join(f"{choice.op}: {choice.backend} ({choice.why})" for choice in backend.explain(self.device))
+        return f"{name} in {number}; {ops}"
+
+    def fit(self, steps: int | None = None, *, progress: bool = True) -> Trainer:
+        """Train until ``steps`` (default: the configuration's) steps are done in total, then write the final pictures.
+
+        Ctrl-C or SIGTERM saves and returns with ``exit_code`` 130 or 143 (main thread only). Raises NonFiniteError
+        where a loss is no finite number, after writing the metrics and before any further checkpoint.
+        """
+        total = self.config.steps if steps is None else steps
+        if self.out:
+            self.out.mkdir(parents=True, exist_ok=True)
+        bar = self._progress_bar(total, progress)
+        with bar, Interrupts() as interrupts, self._parts.stream.running():
+            self._loop(total, bar, interrupts)
+        self.exit_code = interrupts.exit_code
+        if self.out:
+            self.save()
+            self._draw("final.png")
+        return self
+
+    def sample(self, n: int, *, seed: int | None = None) -> Tensor:
+        """Draw ``n`` samples ``(n, *sample_shape)`` from the generator in evaluation mode, without gradients."""
+        latents = Latents(self.config.latent, self.config.z_dim, self.device, _fresh_seed() if seed is None else seed)
+        return self._generate(latents.draw(n))
+
+    def save(self) -> None:
+        """Write a checkpoint of this step into the run's folder. Raises UserError where the Trainer has no ``out``."""
+        if self.out is None:
+            raise UserError("this Trainer keeps its run in memory: give it out='runs/NAME' to save checkpoints")
+        if self._saved_at != self.step:
+            self._refuse_non_finite()
+            counters = {"step": self.step, "images": self.images, "seconds": self.seconds}
+            counters["sample_shape"] = list(self.data.sample_shape)
+            content = state.gather(self._parts, counters)
+            checkpoint.save(self.out / "checkpoints", content, self.config.keep_checkpoints)
+            self._saved_at = self.step
+
+    def resume(self, stored: checkpoint.Checkpoint) -> None:
+        """Continue from a checkpoint: state, counters, metrics are those of its step. Raises UserError if foreign."""
+        state.restore(stored, self._parts)
+        self.step, self.seconds = stored.step, float(stored.values["seconds"])
+        self._saved_at = self.step
+        if self.out:
+            self.history = MetricsFile(self.out / "metrics.csv").rewind(self.step)
+
+    def restart(self) -> None:
+        """Begin at step 0 in a folder whose run never reached a checkpoint: its metrics are dropped."""
+        if self.out:
+            MetricsFile(self.out / "metrics.csv").rewind(0)
+
+    def _loop(self, total: int, bar: tqdm[Any], interrupts: Interrupts) -> None:
+        config = self.config
+        started, earlier = time.perf_counter(), self.seconds
+        while self.step < total and not interrupts.exit_code:
+            self._iterate()
+            self.step += 1
+            bar.update()
+            last = self.step == total
+            if self.step % config.log_every == 0 or last:
+                self.seconds = earlier + time.perf_counter() - started
+                self._log(bar)
+            if self.out and self.step % config.sample_every == 0:
+                self._draw(f"samples/step-{self.step:08d}.png")
+            if self.out and self.step % config.checkpoint_every == 0:
+                self.save()
+        self.seconds = earlier + time.perf_counter() - started
+
+    def _progress_bar(self, total: int, shown: bool) -> tqdm[Any]:
+        pause = 0.2 if sys.stderr.isatty() else 10.0  # a log file wants few lines
+        module = require("tqdm.auto", why="the progress bar")
+        bar: tqdm[Any] = module.tqdm(
+            total=total,
+            initial=min(self.step, total),
+            disable=not shown,
+            dynamic_ncols=True,
+            mininterval=pause,
+            unit="it",
+        )
+        return bar
+
+    def _log(self, bar: tqdm[Any]) -> None:
+        row: Row = {"step": self.step, "images": self.images, **self._meter.read(), "seconds": round(self.seconds, 3)}
+        self.history.append(row)
+        if self.out:
+            MetricsFile(self.out / "metrics.csv").append(row)
+        if not finite(row):
+            raise NonFiniteError(
+                f"a loss is not finite at step {self.step} (loss_d {row['loss_d']}, loss_g {row['loss_g']}):"
+                " training stopped; lower the learning rate, or resume from the last checkpoint"
+            )
+        rate = (bar.format_dict.get("rate") or 0.0) * self.config.n_critic * self.config.batch_size
+        shown = {name: f"{row[name]:.3f}" for name in ("loss_d", "loss_g", "d_real", "d_fake") if row[name] is not None}
+        bar.set_postfix({"img/s": f"{rate:.0f}", **shown}, refresh=False)
+
+    def _refuse_non_finite(self) -> None:
+        """A good checkpoint is never replaced by one that holds NaN."""
+        tensors = [self._meter.sums, *self.generator.parameters(), *self.discriminator.parameters()]
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
+            raise NonFiniteError(
+                f"a loss or weight is not finite at step {self.step}: training stopped without saving it;"
+                " lower the learning rate, or resume from the last checkpoint"
+            )
+
+    def _generate(self, z: Tensor) -> Tensor:
+        generator = self.players.generator
+        generator.eval()
+        try:
+            with torch.no_grad():
+                samples: Tensor = generator(z)
+            return samples
+        finally:
+            generator.train()
+
+    def _draw(self, name: str) -> None:
+        assert self.out is not None
+        config = self.config
+        fixed = Latents(config.latent, config.z_dim, torch.device("cpu"), config.seed + 2).draw(config.samples)
+        real = self.data.images[:1000] if self.data.modes is not None else None
+        pictures.save_samples(
+            self._generate(fixed.to(self.device)), self.out / name, real=real, title=f"step {self.step}"
+        )
+        if self.history:
+            pictures.save_curves(self.history, self.out / "curves.png")
+
+    def _own_data(self, data: Tensor | Dataset) -> Dataset:
+        return (data if isinstance(data, Dataset) else Dataset.from_tensor(data)).to(self.device)
+
+
+def _fresh_seed() -> int:
+    return int(torch.randint(2**31, ()))  # from the caller's stream: torch.manual_seed makes it repeatable

@@ -1,0 +1,116 @@
+"""Checkpoints: exact, atomic, pruned; any damage is found before anything is read from it."""
+
+import json
+
+import pytest
+import torch
+
+from fastgan.errors import UserError
+from fastgan.train import checkpoint
+from fastgan.train.checkpoint import Checkpoint
+
+
+def content(step, seed=0):
+    torch.manual_seed(seed)
+    shared = torch.randn(3, 4)
+    tensors = {
+        "generator": {"a": shared, "b": shared, "t": shared.t(), "empty": torch.empty(0, 3), "h": shared.bfloat16()},
+        "discriminator": {"w": torch.randn(2, 2), "count": torch.tensor(7)},
+        "training": {"rng.cpu": torch.get_rng_state()},
+    }
+    return Checkpoint(tensors, {"step": step, "images": step * 2, "seconds": 1.25, "drawn": 3})
+
+
+def test_round_trip_is_exact(tmp_path):
+    written = content(5)
+    path = checkpoint.save(tmp_path, written, keep=3)
+    read = checkpoint.load(path)
+    assert read.step == 5
+    assert {key: read.values[key] for key in written.values} == dict(written.values)
+    for file, tensors in written.tensors.items():
+        assert read.tensors[file].keys() == tensors.keys()
+        for name, tensor in tensors.items():
+            assert read.tensors[file][name].dtype == tensor.dtype
+            assert torch.equal(read.tensors[file][name], tensor)
+
+
+def test_keeps_the_newest(tmp_path):
+    for step in (1, 2, 10, 9_999_999_999):
+        checkpoint.save(tmp_path, content(step), keep=2)
+    assert [path.name for path in checkpoint.whole(tmp_path)] == ["step-00000010", "step-9999999999"]
+
+
+def test_half_written_folders_do_not_count(tmp_path):
+    checkpoint.save(tmp_path, content(1), keep=3)
+    (tmp_path / ".writing-step-00000002").mkdir()
+    (tmp_path / "notes.txt").write_text("mine")
+    assert [path.name for path in checkpoint.whole(tmp_path)] == ["step-00000001"]
+    checkpoint.save(tmp_path, content(2), keep=3)
+    assert checkpoint.load(checkpoint.whole(tmp_path)[-1]).step == 2
+
+
+def test_same_step_twice_keeps_the_later(tmp_path):
+    checkpoint.save(tmp_path, content(1, seed=1), keep=3)
+    path = checkpoint.save(tmp_path, content(1, seed=2), keep=3)
+    assert torch.equal(checkpoint.load(path).tensors["generator"]["a"], content(1, seed=2).tensors["generator"]["a"])
+
+
+def damage_flip(path):
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(raw)
+
+
+def damage_cut(path):
+    path.write_bytes(path.read_bytes()[:-3])
+
+
+def damage_empty(path):
+    path.write_bytes(b"")
+
+
+def damage_remove(path):
+    path.unlink()
+
+
+@pytest.mark.parametrize("file", [*(f"{name}.safetensors" for name in checkpoint.FILES), "manifest.json"])
+@pytest.mark.parametrize("damage", [damage_flip, damage_cut, damage_empty, damage_remove])
+def test_damage_is_found(tmp_path, file, damage):
+    path = checkpoint.save(tmp_path, content(4), keep=3)
+    damage(path / file)
+    with pytest.raises(UserError) as caught:
+        checkpoint.load(path)
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_every_flipped_byte_of_the_manifest_is_found(tmp_path):
+    path = checkpoint.save(tmp_path, content(4), keep=3) / "manifest.json"
+    raw = path.read_bytes()
+    for index in range(len(raw)):
+        path.write_bytes(raw[:index] + bytes([raw[index] ^ 1]) + raw[index + 1 :])
+        if json_equal(path.read_bytes(), raw):  # a blank that became another blank
+            continue
+        with pytest.raises(UserError):
+            checkpoint.load(path.parent)
+
+
+def json_equal(left, right):
+    try:
+        return json.loads(left) == json.loads(right)
+    except ValueError:
+        return False
+
+
+def test_other_versions_and_foreign_folders(tmp_path):
+    path = checkpoint.save(tmp_path, content(4), keep=3)
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps({**manifest, "version": 99}))
+    with pytest.raises(UserError, match="version 99"):
+        checkpoint.load(path)
+    (path / "manifest.json").write_text('{"weights": 1}')
+    with pytest.raises(UserError, match="not a checkpoint of fastgan"):
+        checkpoint.load(path)
+    (path / "manifest.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match="not JSON"):
+        checkpoint.load(path)

@@ -1,0 +1,66 @@
+"""Means on the device, and a CSV that a crash cannot spoil."""
+
+import math
+
+import pytest
+import torch
+
+from fastgan.errors import UserError
+from fastgan.train.metrics import COLUMNS, Meter, MetricsFile, finite
+
+
+def row(step, **values):
+    return {"step": step, "images": step * 4, "loss_d": 1 / 3, "seconds": 0.5, **values}
+
+
+def test_meter_averages_and_starts_anew():
+    meter = Meter(torch.device("cpu"))
+    for value in (1.0, 2.0, 6.0):
+        meter.add(loss_d=torch.tensor(value))
+    meter.add(loss_g=torch.tensor(5.0))
+    read = meter.read()
+    assert read["loss_d"] == 3.0
+    assert read["loss_g"] == 5.0
+    assert read["penalty"] is None
+    assert meter.read()["loss_d"] is None
+
+
+def test_file_returns_what_was_written(tmp_path):
+    file = MetricsFile(tmp_path / "metrics.csv")
+    for step in (10, 20, 30):
+        file.append(row(step))
+    assert file.path.read_text().splitlines()[0] == ",".join(COLUMNS)
+    rows = file.read(last_step=20)
+    assert [r["step"] for r in rows] == [10, 20]
+    assert rows[0]["loss_d"] == 1 / 3
+    assert rows[0]["loss_g"] is None
+
+
+def test_rewind_drops_later_and_torn_lines(tmp_path):
+    file = MetricsFile(tmp_path / "metrics.csv")
+    for step in (10, 20, 30):
+        file.append(row(step))
+    with file.path.open("a") as torn:
+        torn.write("40,160,0.3")
+    assert [r["step"] for r in file.rewind(20)] == [10, 20]
+    file.append(row(30, loss_d=9.0))
+    rows = file.read(100)
+    assert [(r["step"], r["loss_d"]) for r in rows] == [(10, 1 / 3), (20, 1 / 3), (30, 9.0)]
+
+
+def test_rewind_without_a_file(tmp_path):
+    assert MetricsFile(tmp_path / "metrics.csv").rewind(5) == []
+    assert not (tmp_path / "metrics.csv").exists()
+
+
+def test_foreign_file_is_refused_and_left_alone(tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.write_text("epoch,loss\n1,2\n")
+    with pytest.raises(UserError, match="not a metrics file"):
+        MetricsFile(path).rewind(5)
+    assert path.read_text() == "epoch,loss\n1,2\n"
+
+
+@pytest.mark.parametrize("value, verdict", [(1.0, True), (None, True), (math.nan, False), (math.inf, False)])
+def test_finite(value, verdict):
+    assert finite(row(1, loss_g=value)) is verdict
