@@ -1,0 +1,93 @@
+"""What every op needs of PyTorch: to be seen as one opaque operator, and to know who is looking and what they want."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+_LIBRARY = torch.library.Library("fastgan", "FRAGMENT")
+Function = TypeVar("Function", bound=Callable[..., Any])
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def known_when_compiled(function: Function) -> Function:
+    """Have torch.compile call the function while it traces, and take the result for a constant.
+
+    As torch.compiler.assume_constant_result, which would import the whole compiler here and now.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+def register_op(
+    schema: str, *, compute: Callable[..., Any], fake: Callable[..., Any], autograd: Callable[..., Any]
+) -> Any:
+    """Define ``fastgan::<schema>``, which torch.compile, torch.export and fake tensors then know, and return it.
+
+    Args:
+        schema: such as ``"scale(Tensor input, float by) -> Tensor"``; functional, its outputs alias nothing.
+        compute: runs it on the CPU or on a GPU, below autograd.
+        fake: returns empty outputs of the right shape, dtype and strides.
+        autograd: runs it where a gradient may be asked for; calls the op again inside ``below_autograd()``.
+    """
+    name = schema.partition("(")[0]
+    _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _LIBRARY.impl(name, compute, "CPU")
+    _LIBRARY.impl(name, compute, "CUDA")
+    _LIBRARY.impl(name, autograd, "Autograd")
+    torch.library.register_fake(f"fastgan::{name}", fake, lib=_LIBRARY)
+    return getattr(torch.ops.fastgan, name).default
+
+
+def below_autograd() -> Any:
+    """Return a context in which a registered op computes and records nothing."""
+    return torch._C._AutoDispatchBelowAutograd()
+
+
+def traced(*tensors: Tensor | None) -> bool:
+    """Whether someone must see the op as one operator: a compiler, a dispatch mode, a tensor subclass."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or any(tensor is not None and type(tensor) not in _PLAIN for tensor in tensors)
+    )
+
+
+@known_when_compiled
+def transformed() -> bool:
+    """Whether a functional transform (vmap, grad, jvp) or forward-mode differentiation is under way."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def autocast(input: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
+    """Cast floating tensors on the input's device, other than float64, as autocast does for a matrix product there."""
+    kind = input.device.type
+    if not torch.is_autocast_enabled(kind):
+        return input, *others
+    dtype = torch.get_autocast_dtype(kind)
+    return tuple(t.to(dtype) if t is not None and _eligible(t, kind) else t for t in (input, *others))
+
+
+def _eligible(tensor: Tensor, kind: str) -> bool:
+    return tensor.is_floating_point() and tensor.dtype != torch.float64 and tensor.device.type == kind
+
+
+def asked_for(ctx: Any) -> tuple[bool, ...]:
+    """Return, for each argument of an ``autograd.Function``, whether this backward pass will use its gradient.
+
+    ``ctx.needs_input_grad`` stays True for a leaf that ``torch.autograd.grad`` was not asked about (a critic's weights
+    while its gradient penalty is formed); the engine knows better.
+    """
+    nodes = iter([node for node, _ in ctx.next_functions if node is not None])
+    return tuple(needed and _will_run(next(nodes, None)) for needed in ctx.needs_input_grad)
+
+
+def _will_run(node: Any) -> bool:
+    try:
+        return node is None or torch._C._will_engine_execute_node(node)
+    except RuntimeError:  # a leaf that torch.autograd.grad was asked about: the engine only captures its gradient
+        return True

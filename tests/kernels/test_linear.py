@@ -1,0 +1,201 @@
+"""The linear kernels by themselves: every tile, layout, activation and size against fp64, and their addresses."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fastgan.benchmarks.gate import Poisoned, check
+from fastgan.ops.activation import ACTIVATIONS, activate, times_derivative
+
+pytest.importorskip("triton")
+from fastgan.kernels import linear as kernels
+from fastgan.kernels.launch import Target, candidates
+
+DEVICES = [pytest.param("cpu", marks=pytest.mark.interpret), pytest.param("cuda", marks=pytest.mark.gpu)]
+DTYPES = {"cpu": [torch.float32, torch.float16], "cuda": [torch.float32, torch.float16, torch.bfloat16]}
+LAYOUTS = ("rows", "columns", "steps", "expanded")
+on_devices = pytest.mark.parametrize("device", DEVICES)
+
+
+def operand(rows: int, cols: int, layout: str, dtype: torch.dtype, device: str, seed: int) -> Tensor:
+    """Random numbers in one of the layouts that people pass."""
+    generator = torch.Generator().manual_seed(seed)
+    size = {"rows": (rows, cols), "columns": (cols, rows), "steps": (2 * rows, 3 * cols), "expanded": (1, 1)}[layout]
+    values = torch.randn(size, generator=generator).to(dtype).to(device)
+    views = {"columns": lambda v: v.t(), "steps": lambda v: v[::2, ::3], "expanded": lambda v: v.expand(rows, cols)}
+    return views.get(layout, lambda v: v)(values)
+
+
+Case = tuple[Tensor, Tensor, Tensor | None, Tensor, str, float]  # x, w, bias, gy, activation, slope
+
+
+def plain(case: Case, saved: Tensor | None) -> list[Tensor]:
+    """Forward and the three gradients in the operands' own dtype, by torch."""
+    x, w, bias, gy, activation, slope = case
+    y = activate(F.linear(x, w, bias), activation, slope)
+    g = times_derivative(gy, saved, activation, slope)
+    return [y, g @ w, g.t() @ x, g.sum(0)]
+
+
+def double(case: Case) -> Any:
+    return tuple(part.double() if isinstance(part, Tensor) else part for part in case)
+
+
+def by_kernels(case: Case) -> tuple[list[Tensor], Tensor | None]:
+    x, w, bias, gy, activation, slope = case
+    y, pre = kernels.linear_fwd(x, w, bias, activation, slope, slope < 0)
+    saved = None if activation == "none" else y if pre is None else pre
+    gx = kernels.linear_bwd_input(gy, saved, w, activation, slope)
+    gw, gb = kernels.linear_bwd_weight(gy, saved, x, activation, slope, True)
+    assert gb is not None
+    return [y, gx, gw, gb], saved
+
+
+def judge(case: Case, ulp: float | None = None) -> str | None:
+    """Say what is wrong with the kernels' results, by the fp64 rule on NaN-poisoned outputs; None if nothing is."""
+    with Poisoned():
+        got, saved = by_kernels(case)
+    exact = plain(double(case), None if saved is None else saved.double())
+    return check(got, plain(case, saved), exact, ulp).why
+
+
+def make(
+    device: str, dtype: torch.dtype, sizes: tuple[int, int, int], layouts: tuple[str, str, str], activation: str,
+    slope: float, bias: bool, seed: int = 0,
+) -> Case:  # fmt: skip
+    (M, N, K), (x, w, gy) = sizes, layouts
+    return (
+        operand(M, K, x, dtype, device, seed),
+        operand(N, K, w, dtype, device, seed + 1),
+        operand(1, N, "rows", dtype, device, seed + 2)[0] if bias else None,
+        operand(M, N, gy, dtype, device, seed + 3),
+        activation,
+        slope,
+    )
+
+
+@on_devices
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_as_good_as_torch_against_fp64(device: str, data: st.DataObject) -> None:
+    sizes = data.draw(st.tuples(*[st.integers(1, 70)] * 3))
+    layouts = data.draw(st.tuples(*[st.sampled_from(LAYOUTS)] * 3))
+    activation = data.draw(st.sampled_from(ACTIVATIONS))
+    slope = data.draw(st.sampled_from([0.2, 0.0, -0.3])) if activation == "leaky_relu" else 0.0
+    dtype = data.draw(st.sampled_from(DTYPES[device]))
+    assert judge(make(device, dtype, sizes, layouts, activation, slope, data.draw(st.booleans()))) is None
+
+
+@on_devices
+@pytest.mark.filterwarnings("error:divide by zero")  # the interpreter gets 0 where a GPU gets anything
+@pytest.mark.parametrize("sizes", [size for size in itertools.product((0, 5), repeat=3) if 0 in size])
+@pytest.mark.parametrize("activation", ["none", "sigmoid"])
+def test_sizes_of_zero(device: str, sizes: tuple[int, int, int], activation: str) -> None:
+    assert judge(make(device, torch.float32, sizes, ("rows",) * 3, activation, 0.0, True)) is None
+
+
+def launches(case: Case, target: Target) -> Iterator[tuple[str, Callable[[], list[Tensor]]]]:
+    """Every tile that a GPU's dispatcher may choose, whatever the size says, with regular and irregular operands."""
+    x, w, bias, gy, *how = case
+    y, saved = kernels.linear_fwd(x, w, bias, *how)[0], None
+    saved = y
+    for vectors in (True, False):
+        for tile in candidates(target, x.element_size(), False, vectors):
+
+            def forward(tile: Any = tile) -> list[Tensor]:
+                out = torch.full_like(y, float("nan"))
+                kernels.fwd_launch(x, w, bias, out, None, *how, target, tile).run()
+                return [out]
+
+            yield f"forward {tile}", forward
+        for tile in candidates(target, x.element_size(), True, vectors):
+
+            def backward(tile: Any = tile) -> list[Tensor]:
+                gx, gw = (torch.full_like(t, float("nan"), memory_format=torch.contiguous_format) for t in (x, w))
+                gb = gw.new_full((len(w),), float("nan"))
+                kernels.bwd_input_launch(gy, saved, w, gx, *how, target, tile).run()
+                kernels.bwd_weight_launch(gy, saved, x, gw, gb, *how, target, tile).run()
+                return [gx, gw, gb]
+
+            yield f"backward {tile}", backward
+
+
+@on_devices
+@pytest.mark.parametrize("arch", [80, 86])
+def test_every_tile(device: str, arch: int) -> None:
+    case = make(device, torch.float16, (133, 40, 35), ("rows",) * 3, "leaky_relu", 0.2, True)
+    saved = by_kernels(case)[1]
+    exact, base = plain(double(case), None if saved is None else saved.double()), plain(case, saved)
+    for name, launch in launches(case, Target(arch, "tf32")):
+        part = slice(0, 1) if name.startswith("forward") else slice(1, 4)
+        assert check(launch(), base[part], exact[part]).why is None, name
+
+
+@on_devices
+def test_same_bits_twice(device: str) -> None:
+    case = make(device, torch.float32, (70, 40, 50), ("rows",) * 3, "tanh", 0.0, True)
+    for first, second in zip(by_kernels(case)[0], by_kernels(case)[0], strict=True):
+        assert torch.equal(first, second)
+
+
+@on_devices
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "tanh", "sigmoid"])
+def test_a_wrong_mask_is_caught(device: str, activation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rule has teeth: derivatives taken from a saved output that is off by one row fail it."""
+    case = make(device, torch.float32, (33, 20, 18), ("rows",) * 3, activation, 0.2, True)
+    assert judge(case) is None
+    right = kernels.linear_bwd_input
+    monkeypatch.setattr(kernels, "linear_bwd_input", lambda gy, saved, *rest: right(gy, saved.roll(1, 0), *rest))
+    assert judge(case) is not None
+
+
+@on_devices
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")  # numpy interprets the infinities
+@pytest.mark.parametrize("size", [1e-4, 1.0, 30.0])
+def test_tanh_and_sigmoid_keep_their_precision(device: str, size: float) -> None:
+    """Also where every value is tiny, and where the exponential overflows."""
+    x, one = size * operand(64, 1, "rows", torch.float32, device, 0), torch.ones(1, 1, device=device)
+    eps = torch.finfo(torch.float32).eps
+    for activation, function, least in (("tanh", torch.tanh, 0.0), ("sigmoid", torch.sigmoid, 1.0)):
+        y, _ = kernels.linear_fwd(x, one, None, activation, 0.0)
+        exact = function(x.double())
+        assert (y - exact).abs().le(4 * eps * exact.abs().clamp(min=least)).all()
+    many = torch.tensor([[float("nan"), float("inf"), -float("inf"), 200.0, -200.0]], device=device).t()
+    for activation in ACTIVATIONS:
+        y, _ = kernels.linear_fwd(many, one, None, activation, 0.2)
+        torch.testing.assert_close(y, activate(many, activation, 0.2), equal_nan=True)
+
+
+FAR = 2**26  # elements from one row to the next: row 32, the first of the second tile, begins 2^31 elements on
+
+
+@pytest.fixture
+def sparse(tmp_path: Path) -> Tensor:
+    """4.3 * 10^9 elements in a file with holes: only the pages that are written take room."""
+    size = 2**32 + 3 * FAR
+    (tmp_path / "sparse").touch()
+    os.truncate(tmp_path / "sparse", 2 * size)
+    return torch.from_file(str(tmp_path / "sparse"), shared=True, size=size, dtype=torch.float16)
+
+
+@pytest.mark.interpret
+def test_addresses_beyond_2_31_elements(sparse: Tensor) -> None:
+    """Fails where an offset is formed in int32: it would wrap around, into the empty first half of the file."""
+    near = [operand(34, cols, "rows", torch.float16, "cpu", seed) for seed, cols in enumerate((3, 3, 34))]
+    far = [sparse.as_strided(t.shape, (FAR, 1), 2**31 + 64 * seed).copy_(t) for seed, t in enumerate(near)]
+    (x, w, gy), (x_far, w_far, gy_far) = near, far
+    expected, _ = by_kernels((x, w, None, gy, "leaky_relu", 0.2))
+    results, _ = by_kernels((x_far, w_far, None, gy_far, "leaky_relu", 0.2))
+    for result, wanted in zip(results, expected, strict=True):
+        assert torch.equal(result, wanted)
