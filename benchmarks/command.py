@@ -1,0 +1,125 @@
+"""The command line of the benchmarks."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from fastgan.benchmarks import runner, table
+from fastgan.benchmarks.environment import environment
+from fastgan.benchmarks.record import Record, write
+from fastgan.benchmarks.setting import Setting, choose_device
+from fastgan.benchmarks.suites import Suite, discover, find
+from fastgan.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line instead of ending the process."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what argparse complains about as a :class:`~fastgan.errors.UserError`."""
+        raise UserError(f"{message}; see `python -m fastgan.benchmarks --help`")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one suite, or list them. Returns 0, 1 (a check failed), 2 (a user's mistake) or 130 (interrupted)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return run(arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except SystemExit as done:  # --help
+        return int(done.code or 0)
+
+
+def run(arguments: list[str]) -> int:
+    """Parse and run; raises :class:`~fastgan.errors.UserError`."""
+    suites = discover()
+    parser = common()
+    name = next((word for word in arguments if word in suites), parser.parse_known_args(arguments)[0].suite)
+    if name is None:
+        parser.parse_args(arguments)
+        width = max(map(len, suites))
+        print("\n".join(f"{name.ljust(width)}  {suite.line}" for name, suite in suites.items()))
+        return 0
+    suite = find(name)
+    if suite.arguments is not None:
+        suite.arguments(parser)
+    options = parser.parse_args(arguments)
+    setting = Setting(choose_device(options.device), options.smoke, options.budget, options.seed, options)
+    return measure(suite, setting, [suite.name, *(word for word in arguments if word != suite.name)], options)
+
+
+def common() -> Parser:
+    """Return the parser of what every suite understands."""
+    parser = Parser(prog="python -m fastgan.benchmarks", description="Measure, or list the suites where none is named.")
+    parser.add_argument("suite", nargs="?", help="which suite; none: list them")
+    parser.add_argument("--smoke", action="store_true", help="the smallest shapes, the fewest repeats: does it run?")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write the record there")
+    parser.add_argument(
+        "--budget", type=seconds, metavar="SECONDS", help="stop after so long; what matters most comes first"
+    )
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to measure")
+    parser.add_argument("--seed", type=int, default=0, help="of the random inputs and of drawn slices")
+    parser.add_argument("--jobs", type=positive, default=2, help="processes, for suites that compile")
+    return parser
+
+
+def seconds(text: str) -> float:
+    """Parse a budget."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError("a budget is a positive number of seconds")
+    return value
+
+
+def positive(text: str) -> int:
+    """Parse a count of at least one."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("at least 1")
+    return value
+
+
+def make_room(path: Path) -> None:
+    """See to it that a record can be written there, before anything is measured."""
+    if path.is_dir():
+        raise UserError(f"--json {path} is a folder: name a file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--json {path} cannot be written: {error.strerror}") from error
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"--json {path} cannot be written: {path.parent} is not yours to write")
+
+
+def measure(suite: Suite, setting: Setting, command: list[str], options: argparse.Namespace) -> int:
+    """Run a suite, print its table, write its record."""
+    path: Path | None = options.json
+    if path is not None:
+        make_room(path)
+    record = Record(suite.name, command, setting.smoke, setting.budget, environment(setting), setting.ceilings)
+    if suite.needs_ceilings:
+        from fastgan.benchmarks.ceilings import measure as measure_ceilings
+
+        record.rows += measure_ceilings(setting)
+    interrupted = False
+    try:
+        passed = runner.run(suite, setting, record, options.jobs)
+    except KeyboardInterrupt:
+        interrupted, passed = True, False
+    if path is not None:
+        write(record, path)
+    print(table.render(record))
+    for line in suite.closing(record.rows) if suite.closing else ():
+        print(line)
+    form = " (smoke: these times say nothing)" if setting.smoke else ""
+    print(f"{suite.name}: {len(record.rows)} rows in {record.seconds:.1f} s on {record.environment['device']}{form}")
+    if path is not None:
+        print(f"written to {path}")
+    return 130 if interrupted else 0 if passed else 1
