@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from fastgan import __version__
+from fastgan.cli.output import leave, say
 from fastgan.errors import NonFiniteError, UserError, unknown
 
 VERBS = {
@@ -21,27 +22,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run ``fastgan VERB ...`` and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(_overview())
+        say(_overview())
         return 0
     if arguments[0] == "--version":
-        print(f"fastgan {__version__}")
+        say(f"fastgan {__version__}")
         return 0
     try:
         return _run(arguments[0], arguments[1:])
     except UserError as error:
-        print(f"fastgan: {error}", file=sys.stderr)
-        return 2
+        return _complain(str(error), 2)
     except NonFiniteError as error:
-        print(f"fastgan: {error}", file=sys.stderr)
-        return 3
+        return _complain(str(error), 3)
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # the reader of our output has left: fastgan doctor | head
-        sys.stderr.close()
+    except BrokenPipeError:  # the reader of our output has left: fastgan bench | head
+        leave()
         return 0
     except OSError as error:  # a full disk, a folder that is not ours
-        print(f"fastgan: {error.filename or 'the disk'}: {error.strerror or error}", file=sys.stderr)
-        return 2
+        return _complain(f"{error.filename or 'the disk'}: {error.strerror or error}", 2)
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        return _complain("out of memory: set a smaller batch_size, smaller networks, or fewer samples at a time", 2)
+
+
+def _complain(text: str, code: int) -> int:
+    print(f"fastgan: {' '.join(text.splitlines())}", file=sys.stderr)
+    return code
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """CUDA's and the host's allocator say so in words; PyTorch has a class of its own for the first only."""
+    return isinstance(error, MemoryError) or any(
+        words in str(error) for words in ("out of memory", "can't allocate memory", "not enough memory")
+    )
 
 
 def _run(verb: str, arguments: list[str]) -> int:

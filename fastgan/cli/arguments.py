@@ -6,6 +6,7 @@ import contextlib
 import io
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, TypeVar
 
 import tyro
@@ -15,7 +16,7 @@ from fastgan.errors import UserError
 T = TypeVar("T")
 
 Text = Annotated[str | None, tyro.conf.arg(metavar="TEXT")]
-Whole = Annotated[int | None, tyro.conf.arg(metavar="N")]
+Whole = Annotated[str | None, tyro.conf.arg(metavar="N")]  # read by presets.values, which knows 1e6 too
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
 
@@ -29,6 +30,15 @@ def parse(kind: type[T], verb: str, arguments: Sequence[str]) -> T:
         if not stop.code:
             raise
         raise UserError(f"{_message(said.getvalue())} ('fastgan {verb} --help' lists the options)") from None
+
+
+def folder(option: str, text: str | None) -> Path | None:
+    """The path that an option names, ``~`` expanded; None where it was not given. Raises UserError on an empty one."""
+    if text is None:
+        return None
+    if not text.strip():
+        raise UserError(f"{option} is empty: name a path, or leave {option} out")
+    return Path(text).expanduser()
 
 
 def _message(box: str) -> str:

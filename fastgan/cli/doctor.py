@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from fastgan import __version__
+from fastgan.cli.output import say
 from fastgan.errors import UserError
 from fastgan.ops import backend
 
@@ -34,14 +35,12 @@ LIBRARIES = (
 def main(arguments: Sequence[str]) -> int:
     """Run the verb and return its exit code."""
     if arguments and arguments[0] in ("-h", "--help"):
-        print("usage: fastgan doctor\n\nShow GPU, driver, libraries, and which backend each op takes here and why.")
+        say("usage: fastgan doctor\n\nShow GPU, driver, libraries, and which backend each op takes here and why.")
         return 0
     if arguments:
         raise UserError(f"fastgan doctor takes no arguments, not {' '.join(arguments)}")
     for title, facts in (("machine", _machine()), ("libraries", _libraries()), ("backends", _backends())):
-        print(title)
-        for name, fact in facts:
-            print(f"  {name:17} {fact}")
+        say("\n".join([title, *(f"  {name:17} {fact}" for name, fact in facts)]))
     return 0
 
 

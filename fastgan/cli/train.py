@@ -9,9 +9,10 @@ from typing import Annotated, Any
 
 import tyro
 
-from fastgan.cli.arguments import Flag, Text, Whole, parse
+from fastgan.cli.arguments import Flag, Text, Whole, folder, parse
+from fastgan.cli.output import say
 from fastgan.errors import UserError
-from fastgan.presets import ALIASES, PRESETS, Config, from_dict, nested, preset, read
+from fastgan.presets import ALIASES, PRESETS, Config, from_dict, nested, preset, read, start
 from fastgan.presets.values import parse as parse_value
 from fastgan.train import Trainer, run
 
@@ -45,74 +46,64 @@ class Arguments:
 def main(arguments: Sequence[str]) -> int:
     """Run the verb and return its exit code."""
     wishes = parse(Arguments, "train", arguments)
-    if wishes.target is None and not (wishes.resume and wishes.out):
+    if wishes.target is None and not (wishes.resume and wishes.out is not None):
         if wishes != Arguments():
             raise UserError(f"say which preset to train: {', '.join(PRESETS)} (or a YAML file)")
-        print(_listing())
+        say(_listing())
         return 0
     keys = _keys(wishes)
     trainer = _resumed(wishes, keys) if wishes.resume else _started(wishes, keys)
-    print(_headline(trainer))
+    say(_headline(trainer))
     trainer.fit()
-    folder = trainer.out
-    if trainer.exit_code:
-        print(f"stopped and saved at step {trainer.step}; go on with: fastgan train --resume --out {folder}")
-    else:
-        print(f"done: {folder}/final.png, {folder}/curves.png, {folder}/metrics.csv")
+    say(_ending(trainer))
     return trainer.exit_code
 
 
 def _started(wishes: Arguments, keys: dict[str, Any]) -> Trainer:
     config = _config(wishes, keys)
     trainer = Trainer(config)  # everything that can be wrong is found before a folder is made
-    trainer.out = run.create(config, Path(wishes.out) if wishes.out else None)
+    trainer.out = run.create(config, folder("--out", wishes.out))
     return trainer
 
 
 def _resumed(wishes: Arguments, keys: dict[str, Any]) -> Trainer:
     fresh = _config(wishes, keys) if wishes.target else None
-    folder = Path(wishes.out) if wishes.out else run.newest(fresh.preset) if fresh else None
-    if folder is None or not (folder / run.CONFIG).is_file():
+    path = folder("--out", wishes.out) or (run.newest(fresh.preset) if fresh else None)
+    if path is None or not (path / run.CONFIG).is_file():
         if fresh is None:
-            raise UserError(f"there is no run at {folder} to resume: name the preset to start one")
-        print(f"nothing to resume{f' at {folder}' if folder else ''}: starting at step 0")
-        return _started(wishes, keys)
-    old = run.stored(folder)
-    if fresh and wishes.target in (*PRESETS, *ALIASES) and fresh.preset != old.preset:
-        raise UserError(
-            f"{folder} is a run of {old.preset}, not of {fresh.preset}: give its own preset or another --out"
-        )
+            raise UserError(f"there is no run at {path} to resume: name the preset to start one")
+        trainer = _started(wishes, keys)
+        say(f"nothing to resume{f' at {path}' if path else ''}: starting at step 0")
+        return trainer
+    old = run.stored(path)
+    if fresh and fresh.preset != old.preset:
+        raise UserError(f"{path} is a run of {old.preset}, not of {fresh.preset}: give its own preset or another --out")
     new = from_dict(nested(keys), old)
-    for line in run.agree(old, new, wishes.force):
-        print(f"changed: {line}")
-    stored = run.latest_checkpoint(folder)
+    changes = run.agree(old, new, wishes.force)
+    stored = run.latest_checkpoint(path)
     trainer = Trainer(new)
-    trainer.out = folder
-    if stored is None:
-        print(f"{folder} has no checkpoint yet: starting at step 0")
-        trainer.restart()
-    else:
+    trainer.out = path
+    if stored:
         trainer.resume(stored)
-        print(f"resuming {folder} at step {trainer.step}")
-    run.write_config(folder, new)
+    for change in changes:
+        say(f"changed: {change}")
+    say(f"resuming {path} at step {trainer.step}" if stored else f"{path} has no checkpoint yet: starting at step 0")
+    run.write_config(path, new)
     return trainer
 
 
 def _config(wishes: Arguments, keys: dict[str, Any]) -> Config:
     assert wishes.target is not None
-    if _is_file(wishes.target):
-        keys = {key: value for key, value in keys.items() if key != "preset"}
-        name = read(wishes.target).get("preset", "custom")
-        return from_dict(nested(keys), Config() if name == "custom" else preset(str(name)))
-    return from_dict(nested(keys), preset(wishes.target))
+    base = start(read(wishes.target))[0] if _is_file(wishes.target) else preset(wishes.target)
+    return from_dict(nested(keys), base)
 
 
 def _keys(wishes: Arguments) -> dict[str, Any]:
     """The keys that were named explicitly: those of the file, then --set, then the options."""
-    keys: dict[str, Any] = read(wishes.target) if wishes.target and _is_file(wishes.target) else {}
+    keys = start(read(wishes.target))[1] if wishes.target and _is_file(wishes.target) else {}
     for assignment in wishes.set:
         key, sign, value = assignment.partition("=")
-        if not sign or not key:
+        if not sign or not key.strip():
             raise UserError(f"--set {assignment}: write it as key=value, such as --set log_every=10")
         keys[key.strip()] = parse_value(value)
     for option in ("data", "steps", "batch_size", "seed", "device"):
@@ -130,7 +121,7 @@ def _anchored(data: str) -> str:
 
 
 def _is_file(target: str) -> bool:
-    return target.endswith((".yaml", ".yml"))
+    return target.lower().endswith((".yaml", ".yml"))
 
 
 def _headline(trainer: Trainer) -> str:
@@ -144,6 +135,14 @@ def _headline(trainer: Trainer) -> str:
         f"device: {trainer.describe_device()}\n"
         f"run: {trainer.out}"
     )
+
+
+def _ending(trainer: Trainer) -> str:
+    path = trainer.out
+    if trainer.exit_code:
+        return f"stopped and saved at step {trainer.step}; go on with: fastgan train --resume --out {path}"
+    left = [f"{path}/{name}" for name in ("final.png", "curves.png", "metrics.csv") if path and (path / name).exists()]
+    return f"done at step {trainer.step}: {', '.join(left) or path}"
 
 
 def _listing() -> str:

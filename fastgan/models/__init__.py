@@ -9,7 +9,7 @@ from typing import Any, get_type_hints
 
 from torch import nn
 
-from fastgan.errors import unknown
+from fastgan.errors import UserError, unknown
 
 NETWORKS = {
     "mlp": ("fastgan.models.mlp", "MLPGenerator", "MLPDiscriminator"),
@@ -47,5 +47,9 @@ def _build(constructor: Any, options: Mapping[str, Any], **given: Any) -> nn.Mod
     for key in options:
         if key not in known:
             raise unknown(f"option of {constructor.__name__}", key, known)
-    module: nn.Module = constructor(**given, **options)
+    try:
+        module: nn.Module = constructor(**given, **options)
+    except (RuntimeError, OverflowError) as error:  # a layer larger than the memory
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{constructor.__name__} cannot be built: {reason}; make it smaller") from error
     return module

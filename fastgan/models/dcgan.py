@@ -19,7 +19,7 @@ class DCGANGenerator(nn.Module):
     def __init__(self, z_dim: int, sample_shape: Sequence[int], *, width: int = 64, max_width: int = 1024) -> None:
         super().__init__()
         channels, doublings = _geometry(sample_shape)
-        widths = [min(width * 2**level, max_width) for level in reversed(range(doublings))]
+        widths = _widths(doublings, width, max_width)[::-1]
         layers: list[nn.Module] = []
         previous, stride, padding = z_dim, 1, 0
         for features in widths:
@@ -48,7 +48,7 @@ class DCGANDiscriminator(nn.Module):
     ) -> None:
         super().__init__()
         channels, doublings = _geometry(sample_shape)
-        widths = [min(width * 2**level, max_width) for level in range(doublings)]
+        widths = _widths(doublings, width, max_width)
         layers: list[nn.Module] = []
         previous = channels
         for level, features in enumerate(widths):
@@ -80,6 +80,13 @@ def _geometry(sample_shape: Sequence[int]) -> tuple[int, int]:
             " set image_size or resize the data"
         )
     return channels, doublings
+
+
+def _widths(doublings: int, width: int, max_width: int) -> list[int]:
+    """Channels of the hidden layers, from the image's side down to 4x4."""
+    if min(width, max_width) < 1:
+        raise UserError(f"dcgan's width and max_width must be at least 1, not {width} and {max_width}")
+    return [min(width * 2**level, max_width) for level in range(doublings)]
 
 
 def _initialise(module: nn.Module) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from fastgan.errors import UserError
 from fastgan.nn import LinearAct
 
 
@@ -30,6 +31,7 @@ class MLPGenerator(nn.Module):
         output: str = "tanh",
     ) -> None:
         super().__init__()
+        _check(hidden)
         self.sample_shape = tuple(sample_shape)
         layers: list[nn.Module] = []
         width = z_dim
@@ -61,6 +63,7 @@ class MLPDiscriminator(nn.Module):
         negative_slope: float = 0.2,
     ) -> None:
         super().__init__()
+        _check(hidden)
         layers: list[nn.Module] = []
         width = math.prod(sample_shape)
         for features in hidden:
@@ -73,6 +76,11 @@ class MLPDiscriminator(nn.Module):
         """Map samples to logits."""
         logits: Tensor = self.layers(samples.flatten(1))
         return logits.squeeze(1)
+
+
+def _check(hidden: Sequence[int]) -> None:
+    if min(hidden, default=1) < 1:
+        raise UserError(f"the widths of hidden layers must be at least 1, not {list(hidden)}")
 
 
 def _activation(name: str, negative_slope: float) -> nn.Module:

@@ -34,6 +34,7 @@ __all__ = [
     "nested",
     "preset",
     "read",
+    "start",
     "to_dict",
 ]
 
@@ -63,9 +64,19 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def from_file(path: str | os.PathLike[str]) -> Config:
     """A configuration from a YAML file; its key ``preset`` names the preset that the other keys are laid over."""
-    values = read(path)
-    name = values.get("preset", "custom")
-    return from_dict(values, None if name == "custom" else preset(str(name)))
+    try:
+        base, keys = start(read(path))
+        return from_dict(keys, base)
+    except UserError as error:
+        where = "" if str(path) in str(error) else f"{path}: "
+        raise UserError(f"{where}{error}") from error
+
+
+def start(values: Mapping[str, Any]) -> tuple[Config, dict[str, Any]]:
+    """The configuration that ``values`` start from, which their key ``preset`` names, and the keys laid over it."""
+    keys = dict(values)
+    name = keys.pop("preset", "custom")
+    return (Config() if name == "custom" else preset(str(name))), keys
 
 
 def dump(config: Config) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args, get_type_hints
 
 from fastgan.errors import UserError, unknown
@@ -26,6 +27,13 @@ class Adam:
     betas: tuple[float, float] = (0.5, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        if min(self.lr, self.eps, self.weight_decay) < 0 or not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(
+                "an optimiser takes lr, eps and weight_decay of at least 0 and betas from 0 to below 1, not"
+                f" lr {self.lr:g}, eps {self.eps:g}, weight_decay {self.weight_decay:g}, betas {list(self.betas)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -61,13 +69,13 @@ class Config:
     samples: int = 64
 
     def __post_init__(self) -> None:
-        for name in ("z_dim", "n_critic", "batch_size", "log_every", "sample_every", "checkpoint_every", "samples"):
+        for name in COUNTS:
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
         if not 0 <= self.seed < 2**32 - 2:
             raise UserError(f"seed must be between 0 and 2^32 - 3, not {self.seed}")
-        if self.steps < 0 or self.keep_checkpoints < 1:
-            raise UserError("steps must be at least 0 and keep_checkpoints at least 1")
+        if self.steps < 0:
+            raise UserError(f"steps must be at least 0, not {self.steps}")
         if self.n_critic > 1 and self.updates == "generator_first":
             raise UserError(
                 "updates=generator_first has one discriminator update a step: set n_critic=1 or updates=fresh"
@@ -78,6 +86,16 @@ class Config:
                 raise unknown(name, getattr(self, name), choices)
 
 
+COUNTS = (
+    "z_dim",
+    "n_critic",
+    "batch_size",
+    "log_every",
+    "sample_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "samples",
+)
 MAY_CHANGE_ON_RESUME = frozenset(
     {"steps", "log_every", "sample_every", "checkpoint_every", "keep_checkpoints", "device"}
 )
@@ -101,6 +119,10 @@ def from_dict(values: Mapping[str, Any], base: Config | None = None) -> Config:
     for key, value in values.items():
         if key not in hints:
             raise unknown("key", key, hints)
+        if key == "preset" and value != base.preset:
+            raise UserError(
+                f"the preset is {base.preset}: its keys can be set, it cannot become {reprlib.repr(value)} itself"
+            )
         if hints[key] is Network:
             changes[key] = _network(key, value, getattr(base, key))
         elif hints[key] is Adam:
@@ -119,14 +141,21 @@ def nested(assignments: Mapping[str, Any]) -> dict[str, Any]:
         for parent in parents:
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
-                raise UserError(
-                    f"{dotted} and {parent} are both given: one of them is a value, the other a group of keys"
-                )
-        if isinstance(value, Mapping) and isinstance(node.get(leaf), dict):
+                raise _both(".".join(parents))
+        if isinstance(node.get(leaf), dict):
+            if not isinstance(value, Mapping):
+                raise _both(dotted)
             node[leaf] |= value
         else:
             node[leaf] = value
     return tree
+
+
+def _both(dotted: str) -> UserError:
+    return UserError(
+        f"{dotted} is given both as a value and as a group of keys: give one (a network beside its options is"
+        f" {dotted}.name)"
+    )
 
 
 def difference(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
@@ -139,7 +168,7 @@ def _network(key: str, value: Any, base: Network) -> Network:
     if isinstance(value, str):
         value = {"name": value}
     if not isinstance(value, Mapping):
-        raise UserError(f"{key} is a network: give its name or keys such as name and hidden, not {value!r}")
+        raise UserError(f"{key} is a network: give its name or keys such as name and hidden, not {reprlib.repr(value)}")
     name = coerce(f"{key}.name", value.get("name", base.name), str)
     kept = base.options if name == base.name else {}  # another family has other options
     return Network(name, {**kept, **{option: given for option, given in value.items() if option != "name"}})
@@ -147,7 +176,7 @@ def _network(key: str, value: Any, base: Network) -> Network:
 
 def _adam(key: str, value: Any, base: Adam) -> Adam:
     if not isinstance(value, Mapping):
-        raise UserError(f"{key} is an optimiser: give its keys, such as {key}.lr=1e-4, not {value!r}")
+        raise UserError(f"{key} is an optimiser: give its keys, such as {key}.lr=1e-4, not {reprlib.repr(value)}")
     hints = get_type_hints(Adam)
     for name in value:
         if name not in hints:
@@ -160,6 +189,3 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
     return flat
-
-
-KEYS = tuple(item.name for item in fields(Config))

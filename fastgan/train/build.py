@@ -52,27 +52,27 @@ def dataset(config: Config, where: torch.device) -> Dataset:
 
 def networks(config: Config, sample_shape: tuple[int, ...]) -> tuple[nn.Module, nn.Module]:
     """Generator and discriminator on the CPU, initialised from ``config.seed`` alone, generator first."""
+    options = {side: _options(getattr(config, side), side) for side in ("generator", "discriminator")}
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)  # torch.manual_seed would reseed every GPU of the caller
-        generator = models.generator(
-            config.generator.name, config.z_dim, sample_shape, _options(config.generator, "generator")
+        return (
+            models.generator(config.generator.name, config.z_dim, sample_shape, options["generator"]),
+            models.discriminator(config.discriminator.name, sample_shape, options["discriminator"]),
         )
-        discriminator = models.discriminator(
-            config.discriminator.name, sample_shape, _options(config.discriminator, "discriminator")
-        )
-    return generator, discriminator
 
 
 def adam(module: nn.Module, options: Adam) -> Optimizer:
-    """Adam over the parameters of ``module`` that require a gradient."""
+    """Adam over the parameters of ``module`` that require a gradient. Raises UserError where there are none."""
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    if not parameters:
+        raise UserError(f"{type(module).__name__} has no parameter that requires a gradient: there is nothing to train")
     return torch.optim.Adam(
         parameters,
         lr=options.lr,
         betas=options.betas,
         eps=options.eps,
         weight_decay=options.weight_decay,
-        fused=bool(parameters),  # one launch per dtype instead of one per tensor; an empty list refuses it
+        fused=True,  # one launch per dtype instead of one per tensor
     )
 
 

@@ -41,30 +41,42 @@ class Checkpoint:
 
 def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     """Write ``checkpoint`` under ``folder`` and remove all but the ``keep`` newest. Returns its path."""
-    safetensors = require("safetensors.torch", why="writing a checkpoint")
     folder.mkdir(parents=True, exist_ok=True)
+    _sweep(folder)  # what a killed process left
     final = folder / f"step-{checkpoint.step:08d}"
     temporary = folder / f".writing-{final.name}"
-    shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
+    try:
+        _write_files(temporary, checkpoint)
+        if final.exists():  # the same step again: the former stays whole until the new one is
+            os.replace(final, folder / f".writing-former-{final.name}")
+        os.replace(temporary, final)
+    finally:
+        _sweep(folder)
+    _sync_folder(folder)
+    for old in whole(folder)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def _write_files(folder: Path, checkpoint: Checkpoint) -> None:
+    safetensors = require("safetensors.torch", why="writing a checkpoint")
     sums = {}
     for name in FILES:
         # clones: tied weights share storage, which the format refuses
         plain = {key: value.detach().cpu().contiguous().clone() for key, value in checkpoint.tensors[name].items()}
         content = safetensors.save(plain)
         sums[f"{name}.safetensors"] = hashlib.sha256(content).hexdigest()
-        _write(temporary / f"{name}.safetensors", content)
+        _write(folder / f"{name}.safetensors", content)
     manifest = {"format": FORMAT, "version": VERSION, **checkpoint.values, "sha256": sums}
     manifest["digest"] = _digest(manifest)
-    _write(temporary / MANIFEST, json.dumps(manifest, indent=1).encode())
-    _sync_folder(temporary)
-    if final.exists():  # the same step again, after a resume from an earlier one
-        shutil.rmtree(final)
-    os.replace(temporary, final)
+    _write(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
     _sync_folder(folder)
-    for old in whole(folder)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
-    return final
+
+
+def _sweep(folder: Path) -> None:
+    for unfinished in folder.glob(".writing-*"):
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def whole(folder: Path) -> list[Path]:

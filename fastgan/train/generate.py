@@ -26,8 +26,19 @@ class Generator:
     def sample(self, n: int, seed: int, batch: int = 256) -> Tensor:
         """Draw ``n`` samples from latents seeded with ``seed``, ``batch`` at a time; all latents are drawn at once."""
         z = Latents(self.config.latent, self.config.z_dim, torch.device("cpu"), seed).draw(n)
+        return torch.cat([samples(self.module, part.to(self.device)).cpu() for part in z.split(batch)])
+
+
+def samples(module: nn.Module, z: Tensor) -> Tensor:
+    """What ``module`` makes of ``z`` in evaluation mode, without gradients; its mode is put back."""
+    training = module.training
+    module.eval()
+    try:
         with torch.no_grad():
-            return torch.cat([self.module(part.to(self.device)).cpu() for part in z.split(batch)])
+            made: Tensor = module(z)
+        return made
+    finally:
+        module.train(training)
 
 
 def load_generator(path: Path, device: str = "auto") -> Generator:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from fastgan.errors import UserError
+from fastgan.train.files import replacing
 
 COLUMNS = (
     "step",
@@ -26,6 +25,7 @@ COLUMNS = (
     "seconds",
 )
 MEANS = COLUMNS[2:8]
+HEADER = ",".join(COLUMNS)
 
 Row = dict[str, float | int | None]
 
@@ -65,48 +65,35 @@ class MetricsFile:
 
     def append(self, row: Row) -> None:
         """Write one row; the header comes first in a new file."""
-        new = not self.path.exists()
         with self.path.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            if new:
-                writer.writerow(COLUMNS)
-            writer.writerow([_spell(row.get(column)) for column in COLUMNS])
+            file.write(_line(row) if file.tell() else f"{HEADER}\n{_line(row)}")
 
     def read(self, last_step: int) -> list[Row]:
-        """The rows up to ``last_step``; lines that a crash cut short lie beyond. Raises UserError on a foreign file."""
+        """The rows up to ``last_step``; what a crash cut short is left out. Raises UserError on a foreign file."""
         if not self.path.exists():
             return []
-        with self.path.open(newline="", encoding="utf-8", errors="replace") as file:
-            lines = list(csv.reader(file))
-        if not lines or tuple(lines[0]) != COLUMNS:
+        header, *lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines() or [""]
+        if header != HEADER and (lines or not HEADER.startswith(header)):
             raise UserError(f"{self.path} is not a metrics file of fastgan: move it away, then resume")
-        rows: list[Row] = []
-        for line in lines[1:]:
-            row = _parse(line)
-            if row is None or row["step"] is None or row["step"] > last_step:
-                break
-            rows.append(row)
-        return rows
+        rows = [_parse(line.split(",")) for line in lines]
+        return [row for row in rows if row and row["step"] is not None and row["step"] <= last_step]
 
     def rewind(self, last_step: int) -> list[Row]:
         """Drop the rows beyond ``last_step``, which a resumed run will write again, and return those kept."""
         rows = self.read(last_step)
         if self.path.exists():
-            text = io.StringIO()
-            writer = csv.writer(text)
-            writer.writerow(COLUMNS)
-            writer.writerows([_spell(row.get(column)) for column in COLUMNS] for row in rows)
-            temporary = self.path.with_suffix(".tmp")
-            temporary.write_bytes(text.getvalue().encode())
-            os.replace(temporary, self.path)
+            with replacing(self.path) as temporary:
+                temporary.write_text("".join([f"{HEADER}\n", *map(_line, rows)]), encoding="utf-8", newline="")
         return rows
 
 
-def _spell(value: float | int | None) -> str:
-    return "" if value is None else repr(value)  # repr: the number that is read back is the number that was written
+def _line(row: Row) -> str:
+    values = [row.get(column) for column in COLUMNS]
+    # repr: the number that is read back is the number that was written
+    return ",".join("" if value is None else repr(value) for value in values) + "\n"
 
 
-def _parse(line: list[str]) -> Row | None:
+def _parse(line: Sequence[str]) -> Row | None:
     if len(line) != len(COLUMNS):
         return None
     whole = {"step", "images", "skipped"}

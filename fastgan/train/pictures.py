@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,17 +11,24 @@ import torch
 from torch import Tensor
 
 from fastgan.errors import UserError, require
+from fastgan.train.files import replacing
 from fastgan.train.metrics import Row
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
 SMALL = 64  # images below this side are enlarged, pixel by pixel, so that a person sees them
+
+
+def drawable(shape: Sequence[int]) -> bool:
+    """Whether samples of this shape can be shown: images ``(C, H, W)`` with a known C, or points in the plane."""
+    return (len(shape) == 3 and shape[0] in CHANNELS) or tuple(shape) == (2,)
 
 
 def grid(samples: Tensor) -> Image:
     """Images ``(n, C, H, W)`` in [-1, 1], C 1, 3 or 4, as one picture of about square shape."""
-    if samples.ndim != 4 or samples.shape[1] not in (1, 3, 4) or not len(samples):
+    if samples.ndim != 4 or samples.shape[1] not in CHANNELS or not len(samples):
         raise UserError(
             f"a sample grid shows images of 1, 3 or 4 channels, not samples of shape {tuple(samples.shape)}"
         )
@@ -56,8 +62,9 @@ def save_samples(samples: Tensor, path: Path, *, real: Tensor | None = None, tit
     if samples.ndim == 2 and samples.shape[1] == 2:
         _save_figure(_points(samples, real, title), path)
     else:
-        grid(samples).save(_temporary(path), format="PNG")
-        os.replace(_temporary(path), path)
+        picture = grid(samples)
+        with replacing(path) as temporary:
+            picture.save(temporary, format="PNG")
 
 
 def save_curves(rows: Sequence[Row], path: Path) -> None:
@@ -69,11 +76,12 @@ def save_curves(rows: Sequence[Row], path: Path) -> None:
         (scores, ("d_real", "d_fake"), (0.5,), ("D(x), real", "D(G(z)), fake")),
     ):
         for name, text, color in zip(names, label, ("tab:blue", "tab:orange"), strict=True):
-            values = [math.nan if row[name] is None else row[name] for row in rows]
+            values = [math.nan if (value := row[name]) is None else value for row in rows]
             axis.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
-            axis.plot(steps, _smooth(values), color=color, label=text, linewidth=1.6)
-        for value in ideal:
-            axis.axhline(value, color="0.6", linewidth=0.8, linestyle="--")
+            alone = "o" if len(rows) == 1 else None  # a line through one point shows nothing
+            axis.plot(steps, _smooth(values), color=color, label=text, linewidth=1.6, marker=alone)
+        for level in ideal:
+            axis.axhline(level, color="0.6", linewidth=0.8, linestyle="--")
         axis.set_xlabel("step")
         axis.legend(loc="best", frameon=False)
         axis.spines[["top", "right"]].set_visible(False)
@@ -101,7 +109,7 @@ def _points(samples: Tensor, real: Tensor | None, title: str) -> Any:
     axis.scatter(*fake.T, s=6, color="tab:orange", alpha=0.6, label="generated", linewidths=0)
     axis.set_aspect("equal")
     axis.set_title(title, fontsize=10)
-    axis.legend(loc="upper right", frameon=False)
+    axis.legend(loc="upper right", frameon=False, markerscale=3)
     return figure
 
 
@@ -124,10 +132,5 @@ def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, An
 
 
 def _save_figure(figure: Any, path: Path) -> None:
-    figure.savefig(_temporary(path), format="png")
-    os.replace(_temporary(path), path)
-
-
-def _temporary(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path.with_name(f".{path.name}.writing")
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png")

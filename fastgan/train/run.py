@@ -9,8 +9,10 @@ from pathlib import Path
 from fastgan.errors import UserError
 from fastgan.presets import MAY_CHANGE_ON_RESUME, Config, difference, dump, from_file
 from fastgan.train import checkpoint
+from fastgan.train.files import replacing
 
 CONFIG = "config.yaml"
+DRAFT = f".{CONFIG}."
 ROOT = Path("runs")
 
 
@@ -21,11 +23,13 @@ def create(config: Config, out: Path | None) -> Path:
     """
     path = out or ROOT / config.preset
     try:
-        if out and out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UserError(f"{out} exists and is not empty: add --resume to continue it, or give another --out")
+        if out and (out / CONFIG).exists():
+            raise _taken(out)
+        if out and out.exists() and not _vacant(out):
+            raise UserError(f"{out} exists and is not empty: give another --out")
         path = path if out else _claim(config.preset)
         path.mkdir(parents=True, exist_ok=True)
-        write_config(path, config)
+        _publish(path, config)
     except OSError as error:
         raise UserError(f"cannot write to {path}: {error.strerror or error}; give another --out") from error
     return path
@@ -33,9 +37,31 @@ def create(config: Config, out: Path | None) -> Path:
 
 def write_config(path: Path, config: Config) -> None:
     """Write ``config.yaml``, whole or not at all."""
-    temporary = path / f".{CONFIG}.writing"
+    with replacing(path / CONFIG) as temporary:
+        temporary.write_text(dump(config), encoding="utf-8")
+
+
+def _publish(path: Path, config: Config) -> None:
+    """Write the first ``config.yaml``: of processes that start at the same instant, one gets the folder."""
+    temporary = path / f"{DRAFT}{os.getpid()}"
     temporary.write_text(dump(config), encoding="utf-8")
-    os.replace(temporary, path / CONFIG)
+    try:
+        os.link(temporary, path / CONFIG)  # a rename would replace what another process has just written
+    except FileExistsError as error:
+        raise _taken(path) from error
+    except OSError:  # a file system without hard links
+        os.replace(temporary, path / CONFIG)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _taken(path: Path) -> UserError:
+    return UserError(f"{path} holds a run already: add --resume to continue it, or give another --out")
+
+
+def _vacant(path: Path) -> bool:
+    """Whether a folder holds nothing but what a process that was killed at its very start has left."""
+    return path.is_dir() and all(entry.name.startswith(DRAFT) for entry in path.iterdir())
 
 
 def newest(preset: str) -> Path | None:

@@ -51,7 +51,6 @@ class Latents:
 
     def draw(self, n: int) -> Tensor:
         """Draw ``n`` latents."""
-        shape, options = (n, self.z_dim), {"device": self.device, "generator": self.generator}
         if self.kind == "uniform":
-            return torch.rand(shape, **options) * 2 - 1  # type: ignore[arg-type]
-        return torch.randn(shape, **options)  # type: ignore[arg-type]
+            return torch.rand((n, self.z_dim), device=self.device, generator=self.generator) * 2 - 1
+        return torch.randn((n, self.z_dim), device=self.device, generator=self.generator)

@@ -25,10 +25,12 @@ class Interrupts:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        self._restore()
 
     def _first(self, number: int, frame: FrameType | None) -> None:
         self.exit_code = CODES[signal.Signals(number)]
-        for known in CODES:
-            signal.signal(known, signal.SIG_DFL)
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: it was not set from Python

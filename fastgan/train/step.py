@@ -57,28 +57,29 @@ class Step:
     def _fresh(self) -> None:
         for _ in range(self.n_critic):
             with torch.no_grad():
-                fake = self._generate()
+                fake = self.generate(self.draw_z())
             self._update_discriminator(fake)
-        self._update_generator(self._generate())
+        self._update_generator(self.generate(self.draw_z()))
 
     def _shared(self) -> None:
         for _ in range(self.n_critic):
-            fake = self._generate()
+            fake = self.generate(self.draw_z())
             self._update_discriminator(fake.detach())
         self._update_generator(fake)
 
     def _generator_first(self) -> None:
-        fake = self._generate()
+        fake = self.generate(self.draw_z())
         self._update_generator(fake)
         self._update_discriminator(fake.detach())
 
-    def _generate(self) -> Tensor:
-        z = self.draw_z()
+    def generate(self, z: Tensor) -> Tensor:
+        """Samples of the latents ``z``, in the run's precision."""
         with self._autocast(z):
             fake: Tensor = self.players.generator(z)
         return fake
 
-    def _judge(self, samples: Tensor) -> Tensor:
+    def judge(self, samples: Tensor) -> Tensor:
+        """Logits of ``samples``, in float32."""
         with self._autocast(samples):
             logits: Tensor = self.players.discriminator(samples)
         return logits.float()
@@ -86,7 +87,7 @@ class Step:
     def _update_discriminator(self, fake: Tensor) -> None:
         optimizer = self.players.discriminator_optimizer
         optimizer.zero_grad(set_to_none=True)
-        real_logits, fake_logits = self._judge(self.draw_real()), self._judge(fake)
+        real_logits, fake_logits = self.judge(self.draw_real()), self.judge(fake)
         loss = self.objective.discriminator(real_logits, fake_logits)
         loss.backward()
         optimizer.step()
@@ -98,7 +99,7 @@ class Step:
         optimizer = self.players.generator_optimizer
         optimizer.zero_grad(set_to_none=True)
         with self._frozen_discriminator():  # no gradient is formed for weights that this update does not move
-            loss = self.objective.generator(self._judge(fake))
+            loss = self.objective.generator(self.judge(fake))
             loss.backward()
         optimizer.step()
         self.meter.add(loss_g=loss)

@@ -38,6 +38,12 @@ class Stream:
             finally:
                 self._states, self._running = self._current(), False
 
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Context whose draws leave the stream where it was: how often pictures are drawn changes no run."""
+        with torch.random.fork_rng(devices=self._gpus):
+            yield
+
     def state(self) -> dict[str, Tensor]:
         """The state of the generators by kind of device: ``cpu`` and, on a GPU, ``cuda``."""
         return self._current() if self._running else self._states

@@ -13,13 +13,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fastgan.data import Dataset
-from fastgan.errors import NonFiniteError, UserError, require
+from fastgan.errors import NonFiniteError, UserError, require, unknown
 from fastgan.objectives import Objective
 from fastgan.objectives import objective as objective_by_name
 from fastgan.ops import backend
 from fastgan.presets import Config, from_dict, nested, preset
 from fastgan.train import build, checkpoint, pictures, state
+from fastgan.train.generate import samples
 from fastgan.train.metrics import Meter, MetricsFile, Row, finite
+from fastgan.train.probe import fit_together
 from fastgan.train.sampler import Latents, RealBatches
 from fastgan.train.signals import Interrupts
 from fastgan.train.step import Players, Step
@@ -38,12 +40,13 @@ class Trainer:
     ``{"generator": ..., "discriminator": ...}``.
 
     ``out``, a folder, receives metrics, pictures and checkpoints; without it the run stays in memory. ``history`` holds
-    one row per ``log_every`` steps: means over those steps. Raises UserError for parts that do not fit together.
+    one row per ``log_every`` steps: means over those steps. ``step`` counts the steps, ``images`` the real samples that
+    the discriminator has been shown. Raises UserError for parts that do not fit together.
 
     Random streams, all fixed by ``seed``: the networks are initialised under ``torch.manual_seed(seed)`` on the CPU,
     generator first; the order of epoch e is the permutation of ``numpy.random.default_rng((seed, e))``; latents come
-    from a generator seeded ``seed + 1``, the fixed latents of the pictures from one seeded ``seed + 2``; dropout and the like
-    draw from the global stream, which ``fit`` keeps apart from the caller's.
+    from a generator seeded ``seed + 1``, the fixed latents of the pictures from one seeded ``seed + 2``; dropout and
+    the like draw from the global stream, which ``fit`` keeps apart from the caller's.
     """
 
     def __init__(
@@ -68,17 +71,21 @@ class Trainer:
         self.data = self._own_data(data) if isinstance(data, Tensor | Dataset) else build.dataset(config, self.device)
         if generator is None or discriminator is None:
             built = build.networks(config, self.data.sample_shape)
-            generator, discriminator = generator or built[0], discriminator or built[1]
+            generator = built[0] if generator is None else generator
+            discriminator = built[1] if discriminator is None else discriminator
         generator.to(self.device).train()
         discriminator.to(self.device).train()
         optimizers = optimizers or {}
+        for side in optimizers:
+            if side not in state.SIDES:
+                raise unknown("side of optimizers", side, state.SIDES)
         self.players = Players(
             generator,
             discriminator,
             optimizers.get("generator") or build.adam(generator, config.generator_optimizer),
             optimizers.get("discriminator") or build.adam(discriminator, config.discriminator_optimizer),
         )
-        self.step, self.seconds, self.exit_code = 0, 0.0, 0
+        self.step, self.images, self.seconds, self.exit_code = 0, 0, 0.0, 0
         self.history: list[Row] = []
         self.out = Path(out) if out is not None else None
         self._batches = RealBatches(self.data, config.batch_size, config.seed)
@@ -98,6 +105,9 @@ class Trainer:
             n_critic=config.n_critic,
             bf16=build.bf16(config, self.device),
         )
+        fit_together(
+            self._iterate, torch.zeros(config.batch_size, config.z_dim, device=self.device), self.data.sample_shape
+        )
 
     @property
     def generator(self) -> nn.Module:
@@ -108,11 +118,6 @@ class Trainer:
     def discriminator(self) -> nn.Module:
         """The discriminator, in training mode."""
         return self.players.discriminator
-
-    @property
-    def images(self) -> int:
-        """How many real samples the discriminator has been shown."""
-        return self.step * self.config.n_critic * self.config.batch_size
 
     def describe_device(self) -> str:
         """The device, its precision, and the backend that the fused ops take there and why."""
@@ -125,24 +130,27 @@ class Trainer:
         """Train until ``steps`` (default: the configuration's) steps are done in total, then write the final pictures.
 
         Ctrl-C or SIGTERM saves and returns with ``exit_code`` 130 or 143 (main thread only). Raises NonFiniteError
-        where a loss is no finite number, after writing the metrics and before any further checkpoint.
+        where a loss is no finite number, after writing the metrics and before any further checkpoint, and UserError
+        where ``out`` holds the checkpoints of another run.
         """
         total = self.config.steps if steps is None else steps
         if self.out:
             self.out.mkdir(parents=True, exist_ok=True)
-        bar = self._progress_bar(total, progress)
-        with bar, Interrupts() as interrupts, self._parts.stream.running():
-            self._loop(total, bar, interrupts)
+            if self.step == 0:
+                self._begin(self.out)
+        with Interrupts() as interrupts, self._parts.stream.running():
+            with self._progress_bar(total, progress) as bar:
+                self._loop(total, bar, interrupts)
+            if self.out:
+                self.save()
+                self._draw(self.out / "final.png")
         self.exit_code = interrupts.exit_code
-        if self.out:
-            self.save()
-            self._draw("final.png")
         return self
 
     def sample(self, n: int, *, seed: int | None = None) -> Tensor:
         """Draw ``n`` samples ``(n, *sample_shape)`` from the generator in evaluation mode, without gradients."""
         latents = Latents(self.config.latent, self.config.z_dim, self.device, _fresh_seed() if seed is None else seed)
-        return self._generate(latents.draw(n))
+        return samples(self.generator, latents.draw(n))
 
     def save(self) -> None:
         """Write a checkpoint of this step into the run's folder. Raises UserError where the Trainer has no ``out``."""
@@ -150,8 +158,12 @@ class Trainer:
             raise UserError("this Trainer keeps its run in memory: give it out='runs/NAME' to save checkpoints")
         if self._saved_at != self.step:
             self._refuse_non_finite()
-            counters = {"step": self.step, "images": self.images, "seconds": self.seconds}
-            counters["sample_shape"] = list(self.data.sample_shape)
+            counters = {
+                "step": self.step,
+                "images": self.images,
+                "seconds": self.seconds,
+                "sample_shape": list(self.data.sample_shape),
+            }
             content = state.gather(self._parts, counters)
             checkpoint.save(self.out / "checkpoints", content, self.config.keep_checkpoints)
             self._saved_at = self.step
@@ -159,47 +171,50 @@ class Trainer:
     def resume(self, stored: checkpoint.Checkpoint) -> None:
         """Continue from a checkpoint: state, counters, metrics are those of its step. Raises UserError if foreign."""
         state.restore(stored, self._parts)
-        self.step, self.seconds = stored.step, float(stored.values["seconds"])
+        self.step, self.images = stored.step, int(stored.values["images"])
+        self.seconds = float(stored.values["seconds"])
         self._saved_at = self.step
         if self.out:
             self.history = MetricsFile(self.out / "metrics.csv").rewind(self.step)
 
-    def restart(self) -> None:
-        """Begin at step 0 in a folder whose run never reached a checkpoint: its metrics are dropped."""
-        if self.out:
-            MetricsFile(self.out / "metrics.csv").rewind(0)
+    def _begin(self, out: Path) -> None:
+        """Refuse a folder that holds another run; metrics of one that never reached a checkpoint are dropped."""
+        if self._saved_at < 0 and checkpoint.whole(out / "checkpoints"):
+            raise UserError(f"{out} holds the checkpoints of a run already: resume from one, or give another out")
+        MetricsFile(out / "metrics.csv").rewind(0)
 
     def _loop(self, total: int, bar: tqdm[Any], interrupts: Interrupts) -> None:
         config = self.config
-        started, earlier = time.perf_counter(), self.seconds
+        started, seconds, images = time.perf_counter(), self.seconds, self.images
         while self.step < total and not interrupts.exit_code:
             self._iterate()
             self.step += 1
+            self.images += config.n_critic * config.batch_size
+            elapsed = time.perf_counter() - started
+            self.seconds = seconds + elapsed
             bar.update()
-            last = self.step == total
-            if self.step % config.log_every == 0 or last:
-                self.seconds = earlier + time.perf_counter() - started
-                self._log(bar)
+            if self.step % config.log_every == 0 or self.step == total:
+                self._log(bar, rate=(self.images - images) / max(elapsed, 1e-9))
             if self.out and self.step % config.sample_every == 0:
-                self._draw(f"samples/step-{self.step:08d}.png")
+                self._draw(self.out / f"samples/step-{self.step:08d}.png")
             if self.out and self.step % config.checkpoint_every == 0:
                 self.save()
-        self.seconds = earlier + time.perf_counter() - started
 
     def _progress_bar(self, total: int, shown: bool) -> tqdm[Any]:
-        pause = 0.2 if sys.stderr.isatty() else 10.0  # a log file wants few lines
+        seen = sys.stderr is not None  # it is None where the process was started with stderr closed
+        pause = 0.2 if seen and sys.stderr.isatty() else 10.0  # a log file wants few lines
         module = require("tqdm.auto", why="the progress bar")
         bar: tqdm[Any] = module.tqdm(
             total=total,
             initial=min(self.step, total),
-            disable=not shown,
+            disable=not (shown and seen),
             dynamic_ncols=True,
             mininterval=pause,
             unit="it",
         )
         return bar
 
-    def _log(self, bar: tqdm[Any]) -> None:
+    def _log(self, bar: tqdm[Any], rate: float) -> None:
         row: Row = {"step": self.step, "images": self.images, **self._meter.read(), "seconds": round(self.seconds, 3)}
         self.history.append(row)
         if self.out:
@@ -209,7 +224,6 @@ class Trainer:
                 f"a loss is not finite at step {self.step} (loss_d {row['loss_d']}, loss_g {row['loss_g']}):"
                 " training stopped; lower the learning rate, or resume from the last checkpoint"
             )
-        rate = (bar.format_dict.get("rate") or 0.0) * self.config.n_critic * self.config.batch_size
         shown = {name: f"{row[name]:.3f}" for name in ("loss_d", "loss_g", "d_real", "d_fake") if row[name] is not None}
         bar.set_postfix({"img/s": f"{rate:.0f}", **shown}, refresh=False)
 
@@ -222,25 +236,15 @@ class Trainer:
                 " lower the learning rate, or resume from the last checkpoint"
             )
 
-    def _generate(self, z: Tensor) -> Tensor:
-        generator = self.players.generator
-        generator.eval()
-        try:
-            with torch.no_grad():
-                samples: Tensor = generator(z)
-            return samples
-        finally:
-            generator.train()
-
-    def _draw(self, name: str) -> None:
-        assert self.out is not None
+    def _draw(self, path: Path) -> None:
+        """Draw samples of the fixed latents, where they can be shown, into ``path``; and the curves so far."""
         config = self.config
-        fixed = Latents(config.latent, config.z_dim, torch.device("cpu"), config.seed + 2).draw(config.samples)
-        real = self.data.images[:1000] if self.data.modes is not None else None
-        pictures.save_samples(
-            self._generate(fixed.to(self.device)), self.out / name, real=real, title=f"step {self.step}"
-        )
-        if self.history:
+        if pictures.drawable(self.data.sample_shape):
+            fixed = Latents(config.latent, config.z_dim, torch.device("cpu"), config.seed + 2).draw(config.samples)
+            with self._parts.stream.aside():
+                made = samples(self.generator, fixed.to(self.device))
+            pictures.save_samples(made, path, real=self.data.images[:1000], title=f"step {self.step}")
+        if self.history and self.out:
             pictures.save_curves(self.history, self.out / "curves.png")
 
     def _own_data(self, data: Tensor | Dataset) -> Dataset:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 pytest.importorskip("tyro")
@@ -55,6 +56,25 @@ def test_folder_and_array_hold_the_same_images(run, tmp_path):
     assert not np.array_equal(first, second)
 
 
+def test_a_folder_may_have_a_dot_but_nothing_in_it(run, tmp_path, capsys):
+    assert sample(run, "--n", 2, "--out", f"{tmp_path / 'images.v2'}/") == 0
+    (tmp_path / "empty.d").mkdir()
+    assert sample(run, "--n", 2, "--out", tmp_path / "empty.d") == 0
+    before = (tmp_path / "empty.d/0.png").read_bytes()
+    assert sample(run, "--n", 2, "--out", tmp_path / "empty.d") == 2
+    assert "not empty" in capsys.readouterr().err
+    assert (tmp_path / "empty.d/0.png").read_bytes() == before
+
+
+def test_the_loaded_generator_is_ready_to_use(run):
+    from fastgan.train.generate import load_generator
+
+    generator = load_generator(run, "cpu")
+    assert not generator.module.training
+    assert generator.step == 2
+    torch.testing.assert_close(generator.sample(5, seed=1, batch=2), generator.sample(5, seed=1))
+
+
 def test_array_is_a_data_set_again(run, tmp_path):
     from fastgan import data
 
@@ -73,7 +93,16 @@ def test_without_a_seed_one_is_drawn_and_printed(run, capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments, word", [(["--n", "0"], "--n"), (["--out", "x.jpg"], ".npz"), (["--device", "cuda:99"], "--device")]
+    "arguments, word",
+    [
+        (["--n", "0"], "--n"),
+        (["--n", "many"], "--n"),
+        (["--seed", "-1"], "--seed"),
+        (["--seed", "9" * 30], "--seed"),
+        (["--out", "x.jpg"], ".npz"),
+        (["--out", ""], "--out is empty"),
+        (["--device", "cuda:99"], "--device"),
+    ],
 )
 def test_mistakes(run, capsys, tmp_path, monkeypatch, arguments, word):
     monkeypatch.chdir(tmp_path)

@@ -72,3 +72,35 @@ def test_unknown_names_suggest_the_nearest():
         models.generator("dcgna", 10, (1, 8, 8), {})
     with pytest.raises(UserError, match="did you mean 'hidden'"):
         models.discriminator("mlp", (2,), {"hiden": (3,)})
+
+
+def test_options_reach_their_layers():
+    options = {"hidden": (3, 4), "activation": "relu", "output": "none", "norm_eps": 0.5}
+    layers = models.generator("mlp", 2, (5,), options).layers
+    assert [layer.activation for layer in layers if hasattr(layer, "activation")] == ["relu", "none", "none"]
+    assert isinstance(layers[3], nn.ReLU)
+    assert layers[2].eps == 0.5
+    plain = models.generator("mlp", 2, (5,), {"hidden": (3, 4), "norm": False, "negative_slope": 0.3}).layers
+    assert [(layer.activation, layer.negative_slope) for layer in plain[:2]] == [("leaky_relu", 0.3)] * 2
+    discriminator = models.discriminator("mlp", (5,), {"hidden": (3,), "negative_slope": 0.4}).layers
+    assert [(layer.activation, layer.negative_slope) for layer in discriminator] == [("leaky_relu", 0.4), ("none", 0.2)]
+    discriminator = models.discriminator("dcgan", (1, 8, 8), {"width": 2, "max_width": 3, "negative_slope": 0.5})
+    assert [layer.negative_slope for layer in discriminator.modules() if isinstance(layer, nn.LeakyReLU)] == [0.5]
+    generator = models.generator("dcgan", 2, (1, 32, 32), {"width": 2, "max_width": 3})
+    assert [layer.out_channels for layer in generator.layers if isinstance(layer, nn.ConvTranspose2d)] == [3, 3, 2, 1]
+
+
+@pytest.mark.parametrize(
+    "name, options, words",
+    [
+        ("mlp", {"hidden": (0,)}, "at least 1"),
+        ("dcgan", {"width": 0}, "at least 1"),
+        ("dcgan", {"max_width": -1}, "at least 1"),
+        ("mlp", {"hidden": (10**12,)}, "cannot be built"),
+    ],
+)
+def test_impossible_widths_are_refused(name, options, words):
+    with pytest.raises(UserError, match=words):
+        models.generator(name, 5, (1, 8, 8), options)
+    with pytest.raises(UserError, match=words):
+        models.discriminator(name, (1, 8, 8), options)

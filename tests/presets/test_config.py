@@ -30,6 +30,22 @@ def test_file_lies_over_its_preset(tmp_path):
     assert config.batch_size == presets.preset("gan-digits").batch_size
 
 
+def test_presets_hold_the_published_figures():
+    digits, mlp, dcgan, ring = (presets.preset(name) for name in ("gan-digits", "mlp", "dcgan", "ring8"))
+    assert (digits.data, mlp.data, dcgan.data, ring.data) == ("digits", "mnist", "mnist", "ring8")
+    assert (mlp.z_dim, mlp.batch_size, mlp.updates, mlp.n_critic) == (100, 64, "generator_first", 1)
+    assert (dcgan.z_dim, dcgan.batch_size, dcgan.updates, dcgan.image_size) == (100, 128, "shared", 32)
+    for config in (digits, mlp, dcgan):
+        for adam in (config.generator_optimizer, config.discriminator_optimizer):
+            assert (adam.lr, adam.betas) == (2e-4, (0.5, 0.999))
+    assert ring.generator_optimizer == ring.discriminator_optimizer == presets.Adam(lr=1e-4, betas=(0.8, 0.999))
+    assert (ring.batch_size, ring.generator.options["hidden"], ring.generator.options["output"]) == (
+        100,
+        [400] * 4,
+        "none",
+    )
+
+
 def test_alias():
     assert presets.preset("gan-mnist") is presets.preset("mlp")
 
@@ -43,6 +59,15 @@ def test_alias():
         ({"batch_size": 2.5}, "whole number"),
         ({"batch_size": True}, "number"),
         ({"batch_size": 0}, "at least 1"),
+        ({"keep_checkpoints": 0}, "at least 1"),
+        ({"steps": -1}, "at least 0"),
+        ({"steps": 10**400}, "number"),
+        ({"seed": 2**32}, "seed must be between"),
+        ({"generator_optimizer": {"lr": -1}}, "at least 0"),
+        ({"generator_optimizer": {"eps": -1}}, "at least 0"),
+        ({"generator_optimizer": {"betas": [0.5, 1.0]}}, "betas from 0 to below 1"),
+        ({"preset": "mlp"}, "cannot become"),
+        ({"preset": "../elsewhere"}, "cannot become"),
         ({"generator_optimizer": {"lr": "nan"}}, "finite"),
         ({"generator_optimizer": {"betas": [0.5]}}, "takes 2 values"),
         ({"generator_optimizer": 3}, "is an optimiser"),
@@ -68,6 +93,34 @@ def test_files_that_are_no_configuration(text, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def test_a_mistake_in_a_file_names_the_file(tmp_path):
+    file = tmp_path / "config.yaml"
+    for text in ("stpes: 1\n", "preset: gan-digit\n"):
+        file.write_text(text)
+        with pytest.raises(UserError, match=r"config\.yaml: unknown .* did you mean"):
+            presets.from_file(file)
+
+
+def test_an_alias_in_a_file_is_the_preset(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("preset: gan-mnist\n")
+    assert presets.from_file(file) == presets.preset("mlp")
+
+
+def test_values_that_unfold_are_shown_short(tmp_path):
+    lines = ["a0: &a0 [x, x]", *(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 40))]
+    tree = presets.read(write(tmp_path / "deep.yaml", "\n".join(lines)))
+    for key in ("steps", "latent", "data", "generator", "generator_optimizer", "preset"):
+        with pytest.raises(UserError) as caught:
+            from_dict({key: tree["a39"]})
+        assert len(str(caught.value)) < 1000
+
+
+def write(path, text):
+    path.write_text(text)
+    return path
+
+
 def test_missing_file(tmp_path):
     with pytest.raises(UserError, match="cannot read"):
         presets.from_file(tmp_path / "absent.yaml")
@@ -76,8 +129,9 @@ def test_missing_file(tmp_path):
 def test_dotted_keys_nest():
     assert nested({"a.b": 1, "a.c": 2, "d": 3}) == {"a": {"b": 1, "c": 2}, "d": 3}
     assert nested({"a": {"b": 1}, "a.c": 2}) == {"a": {"b": 1, "c": 2}}
-    with pytest.raises(UserError, match="both given"):
-        nested({"a": 1, "a.b": 2})
+    for both in ({"a": 1, "a.b": 2}, {"a.b": 2, "a": 1}, {"x.a.b": 2, "x.a": 1}):
+        with pytest.raises(UserError, match="both as a value and as a group"):
+            nested(both)
 
 
 def test_another_network_drops_the_options_of_the_former():

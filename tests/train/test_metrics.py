@@ -48,6 +48,24 @@ def test_rewind_drops_later_and_torn_lines(tmp_path):
     assert [(r["step"], r["loss_d"]) for r in rows] == [(10, 1 / 3), (20, 1 / 3), (30, 9.0)]
 
 
+@pytest.mark.parametrize("start", ["", "step,ima", ",".join(COLUMNS)])
+def test_a_header_that_a_crash_cut_short_is_written_again(tmp_path, start):
+    file = MetricsFile(tmp_path / "metrics.csv")
+    file.path.write_text(start)
+    assert file.rewind(5) == []
+    file.append(row(10))
+    assert file.path.read_text().splitlines()[0] == ",".join(COLUMNS)
+    assert [r["step"] for r in file.read(100)] == [10]
+
+
+def test_one_spoilt_line_costs_only_itself(tmp_path):
+    file = MetricsFile(tmp_path / "metrics.csv")
+    for step in (10, 20, 30):
+        file.append(row(step))
+    file.path.write_text(file.path.read_text().replace("20,80", "2o,80") + "x" * 200_000)
+    assert [r["step"] for r in file.rewind(100)] == [10, 30]
+
+
 def test_rewind_without_a_file(tmp_path):
     assert MetricsFile(tmp_path / "metrics.csv").rewind(5) == []
     assert not (tmp_path / "metrics.csv").exists()

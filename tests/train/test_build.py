@@ -1,0 +1,31 @@
+"""From a configuration to the parts: every figure arrives, and the caller's random stream stays where it was."""
+
+import pytest
+import torch
+from torch import nn
+
+from fastgan.errors import UserError
+from fastgan.presets import Adam, from_dict, preset
+from fastgan.train import build
+
+
+def test_every_figure_of_adam_arrives():
+    options = Adam(lr=0.1, betas=(0.2, 0.3), eps=0.4, weight_decay=0.6)
+    group = build.adam(nn.Linear(2, 2), options).param_groups[0]
+    assert {key: group[key] for key in vars(options)} == vars(options)
+
+
+def test_the_seed_alone_decides_the_networks():
+    stream = torch.get_rng_state()
+    made = [build.networks(from_dict({"seed": seed}, preset("gan-digits")), (1, 8, 8)) for seed in (1, 1, 2)]
+    assert torch.equal(torch.get_rng_state(), stream)
+    for side in (0, 1):
+        first, again, other = (next(networks[side].parameters()) for networks in made)
+        assert torch.equal(first, again)
+        assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("name, words", [("", "device"), ("meta", "device"), ("gpu", "cuda"), ("cuda:99", "cuda:99")])
+def test_devices_that_are_not_here(name, words):
+    with pytest.raises(UserError, match=words):
+        build.device(name)

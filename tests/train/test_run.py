@@ -1,0 +1,50 @@
+"""Run folders: which is the newest, and what may change when a run goes on."""
+
+from dataclasses import fields, replace
+
+import pytest
+
+from fastgan.errors import UserError
+from fastgan.presets import Adam, Config, Network, preset
+from fastgan.train import run
+
+FREE = {"steps": 7, "log_every": 7, "sample_every": 7, "checkpoint_every": 7, "keep_checkpoints": 7, "device": "cuda"}
+BOUND = {
+    "data": "ring8",
+    "image_size": 8,
+    "z_dim": 7,
+    "latent": "uniform",
+    "generator": Network("mlp", {"hidden": [7]}),
+    "discriminator": Network("dcgan"),
+    "objective": "minimax",
+    "n_critic": 7,
+    "updates": "shared",
+    "generator_optimizer": Adam(lr=7.0),
+    "discriminator_optimizer": Adam(betas=(0.7, 0.7)),
+    "precision": "bf16",
+    "batch_size": 7,
+    "seed": 7,
+    "samples": 7,
+}
+
+
+def test_every_key_but_a_few_needs_force():
+    assert FREE.keys() | BOUND.keys() | {"preset"} == {field.name for field in fields(Config)}
+    for key, value in FREE.items():
+        assert len(run.agree(Config(), replace(Config(), **{key: value}), force=False)) == 1
+    for key, value in BOUND.items():
+        changed = replace(Config(), **{key: value})
+        with pytest.raises(UserError, match=rf"{key}.*--force"):
+            run.agree(Config(), changed, force=False)
+        assert run.agree(Config(), changed, force=True)
+
+
+def test_newest_is_the_highest_number_that_holds_a_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run.newest("ring8") is None
+    made = [run.create(preset("ring8"), None) for _ in range(11)]
+    assert [path.name for path in made[:2]] == ["ring8", "ring8-2"]
+    (run.ROOT / "ring8-12").mkdir()  # a start that was killed
+    (run.ROOT / "ring8-old").mkdir()
+    assert run.newest("ring8") == made[-1]
+    assert run.create(preset("ring8"), None).name == "ring8-13"
