@@ -91,7 +91,7 @@ def _differentiate(
     """Return the wanted gradients, with a graph of their own where one is being recorded."""
     recorded = torch.is_grad_enabled()
     if recorded and saved is not None and activation not in act.SMOOTH:
-        saved = saved.detach()  # a piecewise linear activation passes no gradient on to its mask
+        saved = saved.detach()  # no gradient flows into the mask: the forward graph need not live on for it
     operands = grad, input if wanted[1] else None, weight if wanted[0] else None, saved
     if not direct:
         return _placed(_linear_act_backward(*operands, activation, negative_slope, wanted), wanted)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +88,7 @@ def make(
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_as_good_as_torch_against_fp64(device: str, data: st.DataObject) -> None:
-    sizes = data.draw(st.tuples(*[st.integers(1, 70)] * 3))
+    sizes = data.draw(st.tuples(*[st.integers(1, 70) | st.sampled_from((16, 32, 64))] * 3))
     layouts = data.draw(st.tuples(*[st.sampled_from(LAYOUTS)] * 3))
     activation = data.draw(st.sampled_from(ACTIVATIONS))
     slope = data.draw(st.sampled_from([0.2, 0.0, -0.3])) if activation == "leaky_relu" else 0.0
@@ -105,41 +104,36 @@ def test_sizes_of_zero(device: str, sizes: tuple[int, int, int], activation: str
     assert judge(make(device, torch.float32, sizes, ("rows",) * 3, activation, 0.0, True)) is None
 
 
-def launches(case: Case, target: Target) -> Iterator[tuple[str, Callable[[], list[Tensor]]]]:
-    """Every tile that a GPU's dispatcher may choose, whatever the size says, with regular and irregular operands."""
-    x, w, bias, gy, *how = case
-    y, saved = kernels.linear_fwd(x, w, bias, *how)[0], None
-    saved = y
-    for vectors in (True, False):
-        for tile in candidates(target, x.element_size(), False, vectors):
-
-            def forward(tile: Any = tile) -> list[Tensor]:
-                out = torch.full_like(y, float("nan"))
-                kernels.fwd_launch(x, w, bias, out, None, *how, target, tile).run()
-                return [out]
-
-            yield f"forward {tile}", forward
-        for tile in candidates(target, x.element_size(), True, vectors):
-
-            def backward(tile: Any = tile) -> list[Tensor]:
-                gx, gw = (torch.full_like(t, float("nan"), memory_format=torch.contiguous_format) for t in (x, w))
-                gb = gw.new_full((len(w),), float("nan"))
-                kernels.bwd_input_launch(gy, saved, w, gx, *how, target, tile).run()
-                kernels.bwd_weight_launch(gy, saved, x, gw, gb, *how, target, tile).run()
-                return [gx, gw, gb]
-
-            yield f"backward {tile}", backward
-
-
 @on_devices
-@pytest.mark.parametrize("arch", [80, 86])
-def test_every_tile(device: str, arch: int) -> None:
-    case = make(device, torch.float16, (133, 40, 35), ("rows",) * 3, "leaky_relu", 0.2, True)
-    saved = by_kernels(case)[1]
-    exact, base = plain(double(case), None if saved is None else saved.double()), plain(case, saved)
-    for name, launch in launches(case, Target(arch, "tf32")):
-        part = slice(0, 1) if name.startswith("forward") else slice(1, 4)
-        assert check(launch(), base[part], exact[part]).why is None, name
+@pytest.mark.parametrize(
+    "target, dtype",
+    [(Target(80, "tf32"), torch.float16), (Target(86, "tf32"), torch.float16), (Target(80, "ieee"), torch.float32)],
+)
+def test_every_tile(device: str, target: Target, dtype: torch.dtype) -> None:
+    """Each tile that a GPU's dispatcher may choose, whatever these sizes would make it choose."""
+    case = make(device, dtype, (133, 40, 35), ("rows",) * 3, "leaky_relu", 0.2, True)
+    x, w, bias, gy, *how = case
+    (y, *_), saved = by_kernels(case)
+    base, exact = plain(case, saved), plain(double(case), y.double())
+    for vectors in (True, False):
+        for tile in candidates(target, dtype.itemsize, False, vectors):
+            out = torch.full_like(y, float("nan"))
+            kernels.fwd_launch(x, w, bias, out, None, *how, target, tile).run()
+            assert check(out, base[0], exact[0]).why is None, tile
+        for tile in candidates(target, dtype.itemsize, True, vectors):
+            gx, gw, gb = (
+                torch.full(size, float("nan"), dtype=dtype, device=device) for size in (x.shape, w.shape, (40,))
+            )
+            kernels.bwd_input_launch(gy, saved, w, gx, *how, target, tile).run()
+            kernels.bwd_weight_launch(gy, saved, x, gw, gb, *how, target, tile).run()
+            assert check([gx, gw, gb], base[1:], exact[1:]).why is None, tile
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES["cuda"])
+@pytest.mark.parametrize("sizes", [(4096, 512, 784), (1000, 1, 1034), (65536, 3, 2)])
+def test_larger_sizes(dtype: torch.dtype, sizes: tuple[int, int, int]) -> None:
+    assert judge(make("cuda", dtype, sizes, ("rows",) * 3, "leaky_relu", 0.2, True)) is None
 
 
 @on_devices

@@ -115,6 +115,16 @@ def test_fake_and_meta_tensors_need_no_gpu() -> None:
                 assert backend.choose(OP, device, torch.float32).backend == "reference"
 
 
+def test_compiled_code_takes_the_choice_for_a_constant(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiler neither traces how the choice is made nor breaks the graph at its warning."""
+    fallback = backend.Choice(OP, torch.float32, "reference", "of a test", fallback=True)
+    monkeypatch.setattr(backend, "_choice", lambda *_: fallback)
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x: x + len(backend.choose(OP, GPU, x.dtype).why), fullgraph=True, backend="eager")
+    with pytest.warns(RuntimeWarning, match="plain PyTorch"):
+        assert compiled(torch.zeros(1)).item() == len("of a test")
+
+
 @pytest.mark.interpret
 def test_the_interpreter_makes_cpu_tensors_eligible() -> None:
     with fastgan.backend("triton"):

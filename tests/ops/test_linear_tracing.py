@@ -148,6 +148,7 @@ def test_autocast_inside_a_compiled_function(route: tuple[str, str], operands: t
     compiled = torch.compile(linear_act, fullgraph=True, backend="aot_eager")
     with torch.autocast(route[0], dtype=torch.float16):
         y = compiled(*operands)
+        assert torch.ops.fastgan.linear_act(*operands, "relu", 0.0).dtype == torch.float32  # the op itself never casts
     assert y.dtype == torch.float16
     gradients = torch.autograd.grad(y.float().sum(), operands)
     torch.testing.assert_close(gradients, torch.autograd.grad(plain(*operands).sum(), operands), rtol=1e-2, atol=1e-2)
