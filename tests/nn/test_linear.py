@@ -14,7 +14,7 @@ from fastgan.errors import UserError
 from fastgan.nn import LinearAct
 from fastgan.ops.activation import ACTIVATIONS
 
-MODULES = {"relu": nn.ReLU(), "leaky_relu": nn.LeakyReLU(0.2), "tanh": nn.Tanh(), "sigmoid": nn.Sigmoid()}
+MODULES = {"relu": nn.ReLU(), "leaky_relu": nn.LeakyReLU(0.05), "tanh": nn.Tanh(), "sigmoid": nn.Sigmoid()}
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -32,7 +32,7 @@ def test_parameters_are_those_of_nn_linear(bias: bool) -> None:
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_forward_and_backward_are_those_of_two_modules(activation: str) -> None:
-    mine = LinearAct(5, 4, activation=activation, dtype=torch.float64)
+    mine = LinearAct(5, 4, activation=activation, negative_slope=0.05, dtype=torch.float64)
     theirs = nn.Sequential(nn.Linear(5, 4, dtype=torch.float64), MODULES.get(activation, nn.Identity()))
     theirs[0].load_state_dict(mine.state_dict())
     x = torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True)
@@ -70,7 +70,9 @@ def test_meta_device() -> None:
 def test_training_by_the_kernels_is_training_by_torch(device: str) -> None:
     """A small network takes the same steps with the kernels as with torch's modules, to fp32 rounding."""
     torch.manual_seed(0)
-    mine = nn.Sequential(LinearAct(6, 9), LinearAct(9, 5, activation="tanh"), LinearAct(5, 1, activation="none"))
+    mine = nn.Sequential(
+        LinearAct(6, 9, negative_slope=0.05), LinearAct(9, 5, activation="tanh"), LinearAct(5, 1, activation="none")
+    )
     theirs = nn.Sequential(nn.Linear(6, 9), MODULES["leaky_relu"], nn.Linear(9, 5), nn.Tanh(), nn.Linear(5, 1))
     for layer, twin in zip(mine, (theirs[0], theirs[2], theirs[4]), strict=True):
         twin.load_state_dict(layer.state_dict())
