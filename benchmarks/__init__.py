@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one suite, or list them. Returns 0, 1 (a check failed), 2 (a user's mistake) or 130 (interrupted)."""
+    """Run one suite, or list them. Returns 0, 1 (a check failed), 2 (a user's mistake), 130 or 143 (stopped)."""
     from fastgan.benchmarks.command import main as run
 
     return run(argv)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -26,7 +29,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one suite, or list them. Returns 0, 1 (a check failed), 2 (a user's mistake) or 130 (interrupted)."""
+    """Run one suite, or list them. Returns 0, 1 (a check failed), 2 (a user's mistake), 130 or 143 (stopped)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         return run(arguments)
@@ -108,11 +111,11 @@ def measure(suite: Suite, setting: Setting, command: list[str], options: argpars
         from fastgan.benchmarks.ceilings import measure as measure_ceilings
 
         record.rows += measure_ceilings(setting)
-    interrupted = False
     try:
-        passed = runner.run(suite, setting, record, options.jobs)
-    except KeyboardInterrupt:
-        interrupted, passed = True, False
+        with termination_as_interruption():
+            code = 0 if runner.run(suite, setting, record, options.jobs) else 1
+    except KeyboardInterrupt as stop:
+        code = 143 if isinstance(stop, Terminated) else 130
     if path is not None:
         write(record, path)
     print(table.render(record))
@@ -122,4 +125,25 @@ def measure(suite: Suite, setting: Setting, command: list[str], options: argpars
     print(f"{suite.name}: {len(record.rows)} rows in {record.seconds:.1f} s on {record.environment['device']}{form}")
     if path is not None:
         print(f"written to {path}")
-    return 130 if interrupted else 0 if passed else 1
+    return code
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: as an interruption, what is done is kept."""
+
+
+@contextlib.contextmanager
+def termination_as_interruption() -> Iterator[None]:
+    """Raise :class:`Terminated` on SIGTERM; only the main thread may ask for that."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

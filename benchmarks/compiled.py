@@ -57,7 +57,11 @@ def compile_variant(variant: Variant, arch: int) -> Any:
     signature = {name: "constexpr" if name in variant.constexprs else variant.signature[name] for name in names}
     attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in sorted(variant.divisible)}
     source = ASTSource(variant.fn, signature, dict(variant.constexprs), attributes)
-    options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages}
+    options = {
+        "num_warps": variant.num_warps,
+        "num_stages": variant.num_stages,
+        "maxnreg": variant.max_registers,
+    }
     with contextlib.redirect_stdout(io.StringIO()):  # a failing ptxas makes Triton print the whole kernel
         return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
 

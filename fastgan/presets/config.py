@@ -43,6 +43,9 @@ class Config:
     - ``fresh``: Goodfellow's Algorithm 1: new noise for each of the ``n_critic`` discriminator updates and for G;
     - ``shared``: the generator is updated through the discriminator's last fake batch (DCGAN's example);
     - ``generator_first``: the generator moves first, the discriminator sees those same fakes (PyTorch-GAN's gan.py).
+
+    ``threads`` is how many the CPU computes with; 0 leaves it to PyTorch. Small networks do best with 1: more of them
+    wait for each other, and crawl on a busy machine.
     """
 
     preset: str = "custom"
@@ -62,6 +65,7 @@ class Config:
     steps: int = 10_000
     seed: int = 0
     device: str = "auto"
+    threads: int = 0
     log_every: int = 50
     sample_every: int = 1000
     checkpoint_every: int = 1000
@@ -74,8 +78,9 @@ class Config:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
         if not 0 <= self.seed < 2**32 - 2:
             raise UserError(f"seed must be between 0 and 2^32 - 3, not {self.seed}")
-        if self.steps < 0:
-            raise UserError(f"steps must be at least 0, not {self.steps}")
+        for name in ("steps", "threads"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} must be at least 0, not {getattr(self, name)}")
         if self.n_critic > 1 and self.updates == "generator_first":
             raise UserError(
                 "updates=generator_first has one discriminator update a step: set n_critic=1 or updates=fresh"
@@ -97,7 +102,7 @@ COUNTS = (
     "samples",
 )
 MAY_CHANGE_ON_RESUME = frozenset(
-    {"steps", "log_every", "sample_every", "checkpoint_every", "keep_checkpoints", "device"}
+    {"steps", "log_every", "sample_every", "checkpoint_every", "keep_checkpoints", "device", "threads"}
 )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -43,6 +44,17 @@ def bf16(config: Config, where: torch.device) -> bool:
     if config.precision == "auto":
         return where.type == "cuda" and torch.cuda.get_device_capability(where) >= (8, 0)
     return config.precision == "bf16"
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Context in which the CPU computes with ``count`` threads; 0 leaves their number alone."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def dataset(config: Config, where: torch.device) -> Dataset:

@@ -138,7 +138,7 @@ class Trainer:
             self.out.mkdir(parents=True, exist_ok=True)
             if self.step == 0:
                 self._begin(self.out)
-        with Interrupts() as interrupts, self._parts.stream.running():
+        with Interrupts() as interrupts, self._parts.stream.running(), build.threads(self.config.threads):
             with self._progress_bar(total, progress) as bar:
                 self._loop(total, bar, interrupts)
             if self.out:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -131,11 +132,16 @@ def test_a_failed_check_ends_with_1_and_the_ceilings_come_first(plant: Plant, tm
     assert json.loads(path.read_text(encoding="utf-8"))["rows"][0]["workload"] == "copy"
 
 
-def test_an_interruption_ends_with_130_and_a_record(plant: Plant, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_with_its_code_and_a_record(number: int, code: int, plant: Plant, tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+
     def interrupted() -> list[Row]:
-        raise KeyboardInterrupt
+        signal.raise_signal(number)
+        return []
 
     plant(lambda setting: [Task("t", interrupted)])
     path = tmp_path / "r.json"
-    assert main(["planted", "--smoke", "--device", "cpu", "--json", str(path)]) == 130
+    assert main(["planted", "--smoke", "--device", "cpu", "--json", str(path)]) == code
     assert json.loads(path.read_text(encoding="utf-8"))["left_out"] == [{"name": "t", "why": "interrupted"}]
+    assert signal.getsignal(signal.SIGTERM) is before

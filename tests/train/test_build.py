@@ -29,3 +29,12 @@ def test_the_seed_alone_decides_the_networks():
 def test_devices_that_are_not_here(name, words):
     with pytest.raises(UserError, match=words):
         build.device(name)
+
+
+def test_threads_are_put_back():
+    before = torch.get_num_threads()
+    with build.threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+        with build.threads(0):
+            assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before

@@ -338,3 +338,12 @@ def test_uniform_latents_fill_their_range():
 def test_saving_without_a_folder_is_refused():
     with pytest.raises(UserError, match="out="):
         trainer().save()
+
+
+def test_training_takes_its_number_of_threads():
+    seen, before = [], torch.get_num_threads()
+    run = trainer(threads=before + 1)
+    run.generator.register_forward_hook(lambda *_: seen.append(torch.get_num_threads()))
+    run.fit(1, progress=False)
+    assert set(seen) == {before + 1}
+    assert torch.get_num_threads() == before
