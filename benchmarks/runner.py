@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import queue
 import signal
 import threading
@@ -101,11 +102,21 @@ def apart(tasks: Sequence[Task], setting: Setting, jobs: int) -> Generator[Outco
 
 
 def start_pool() -> ProcessPoolExecutor:
-    """Return a pool of one process, started at its first task, which leaves Ctrl-C to us."""
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(
-        1, mp_context=context, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
-    )
+    """Return a pool of one process, started at its first task."""
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=follow_parent)
+
+
+def follow_parent() -> None:
+    """In a worker: leave Ctrl-C to the parent, and end with it, however it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()  # a killed parent shuts no pool down, and its worker would wait for ever
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def serve(todo: queue.SimpleQueue[Task], done: Any, stop: threading.Event, setting: Setting) -> None:

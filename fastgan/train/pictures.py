@@ -113,7 +113,7 @@ def _points(samples: Tensor, real: Tensor | None, title: str) -> Any:
     return figure
 
 
-def _smooth(values: Sequence[float], share: float = 0.05) -> list[float]:
+def _smooth(values: Sequence[float], share: float = 0.02) -> list[float]:
     """Exponential mean over about ``share`` of the curve; the first points are not pulled to zero."""
     keep = 1 - 1 / max(1.0, share * len(values))
     smooth: list[float] = []

@@ -1,5 +1,7 @@
 """Pictures: the pixels that a person would see."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -49,3 +51,14 @@ def test_points_and_curves_are_written_whole(tmp_path):
             assert min(picture.size) > 300
             assert len(picture.convert("L").getcolors()) > 20
     assert not list(tmp_path.rglob(".*writing"))
+
+
+def test_smoothing_starts_at_the_first_value_follows_and_skips_gaps():
+    smooth = pictures._smooth([*[2.0] * 100, math.nan, *[5.0] * 100])
+    assert smooth[0] == smooth[99] == smooth[100] == 2.0
+    assert smooth[-1] == pytest.approx(5.0, abs=0.01)
+
+
+@pytest.mark.parametrize("shape, verdict", [((3, 8, 8), True), ((2,), True), ((2, 8, 8), False), ((5,), False)])
+def test_what_can_be_drawn(shape, verdict):
+    assert pictures.drawable(shape) is verdict
