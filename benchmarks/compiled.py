@@ -60,7 +60,7 @@ def compile_variant(variant: Variant, arch: int) -> Any:
     options = {
         "num_warps": variant.num_warps,
         "num_stages": variant.num_stages,
-        "maxnreg": variant.max_registers,
+        "maxnreg": variant.register_cap,
     }
     with contextlib.redirect_stdout(io.StringIO()):  # a failing ptxas makes Triton print the whole kernel
         return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)

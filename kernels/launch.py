@@ -167,5 +167,6 @@ class Launch:
             num_warps=self.config.warps,
             num_stages=self.config.stages,
             max_registers=self.config.registers,
+            register_cap=self.config.registers,
             matrix_rows=matrix_rows,
         )

@@ -24,5 +24,6 @@ class Variant:
     divisible: frozenset[str] = field(default_factory=frozenset)  # arguments that the launcher finds divisible by 16
     num_warps: int = 4
     num_stages: int = 2
-    max_registers: int = 255  # what the kernel's file promises; the launcher hands it to the compiler as maxnreg
+    max_registers: int = 255  # what the kernel's file promises
+    register_cap: int | None = None  # what the launcher hands to the compiler as maxnreg
     matrix_rows: int = 0  # rows of the tile of its matrix product; 0: it has none

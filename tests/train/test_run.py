@@ -8,7 +8,15 @@ from fastgan.errors import UserError
 from fastgan.presets import Adam, Config, Network, preset
 from fastgan.train import run
 
-FREE = {"steps": 7, "log_every": 7, "sample_every": 7, "checkpoint_every": 7, "keep_checkpoints": 7, "device": "cuda"}
+FREE = {
+    "steps": 7,
+    "log_every": 7,
+    "sample_every": 7,
+    "checkpoint_every": 7,
+    "keep_checkpoints": 7,
+    "device": "cuda",
+    "threads": 7,
+}
 BOUND = {
     "data": "ring8",
     "image_size": 8,
