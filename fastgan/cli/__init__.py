@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from fastgan import __version__
 from fastgan.cli.output import leave, say
-from fastgan.errors import NonFiniteError, UserError, unknown
+from fastgan.errors import NonFiniteError, UserError, require, unknown
 
 VERBS = {
     "train": "train a preset or a configuration file; without one, list the presets",
@@ -16,6 +16,8 @@ VERBS = {
     "doctor": "show GPU, driver, libraries, and which backend each op takes here",
     "bench": "run a benchmark suite; without one, list the suites",
 }
+
+PARSED_BY_TYRO = ("train", "sample")  # doctor and bench run where it is missing
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,6 +63,8 @@ def _out_of_memory(error: Exception) -> bool:
 def _run(verb: str, arguments: list[str]) -> int:
     if verb not in VERBS:
         raise unknown("command", verb, VERBS)
+    if verb in PARSED_BY_TYRO:
+        require("tyro", why=f"fastgan {verb}")
     code: int = importlib.import_module(f"fastgan.cli.{verb}").main(arguments)
     return code
 

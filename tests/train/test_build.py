@@ -38,3 +38,8 @@ def test_threads_are_put_back():
         with build.threads(0):
             assert torch.get_num_threads() == before + 1
     assert torch.get_num_threads() == before
+
+
+def test_the_image_size_reaches_the_data():
+    with pytest.raises(UserError, match=r"8x8.*32x32"):
+        build.dataset(from_dict({"data": "digits", "image_size": 32}), torch.device("cpu"))
