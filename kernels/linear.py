@@ -38,7 +38,8 @@ import triton.language as tl
 from torch import Tensor
 
 from fastgan.kernels.activation import activate, times_derivative
-from fastgan.kernels.launch import GROUP, Config, Launch, Target, candidates, choose, regular, tile_of
+from fastgan.kernels.launch import Launch
+from fastgan.kernels.tile import GROUP, Config, Problem, Target, candidates, choose, regular, tile_of
 from fastgan.kernels.variant import Variant
 
 
@@ -162,7 +163,8 @@ def fwd_launch(
 ) -> Launch:
     """Prepare y [M, N] = phi(x [M, K] w [N, K]^T + bias [N])."""
     (M, K), N = x.shape, w.shape[0]
-    tile = config or choose(target, x.dtype.itemsize, False, regular(x, w, y), M, N)
+    vectors = regular(x, w, y)
+    tile = config or choose(Problem("linear_fwd", M, N, K, x.dtype.itemsize, target, vectors=vectors))
     arguments: dict[str, object] = {"x": x, "w": w, "bias": bias, "y": y, "pre": pre, "M": M, "N": N, "K": K}
     arguments |= {"x_m": x.stride(0), "x_k": x.stride(1), "w_n": w.stride(0), "w_k": w.stride(1), "slope": slope}
     constexprs: dict[str, object] = {"ACTIVATION": activation, "PRECISION": target.precision, "GROUP": GROUP}
@@ -182,7 +184,8 @@ def bwd_input_launch(
 ) -> Launch:
     """Prepare gx [M, K] = (gy [M, N] * phi'(saved [M, N])) w [N, K]."""
     (M, N), K = gy.shape, w.shape[1]
-    tile = config or choose(target, gy.dtype.itemsize, saved is not None, regular(gy, w), M, K)
+    masked, vectors = saved is not None, regular(gy, w)
+    tile = config or choose(Problem("linear_bwd_input", M, K, N, gy.dtype.itemsize, target, masked, vectors))
     arguments: dict[str, object] = {"gy": gy, "saved": saved, "w": w, "gx": gx, "M": M, "N": N, "K": K}
     arguments |= {"g_m": gy.stride(0), "g_n": gy.stride(1), "w_n": w.stride(0), "w_k": w.stride(1), "slope": slope}
     constexprs: dict[str, object] = {"ACTIVATION": activation, "PRECISION": target.precision, "GROUP": GROUP}
@@ -203,7 +206,8 @@ def bwd_weight_launch(
 ) -> Launch:
     """Prepare gw [N, K] = (gy [M, N] * phi'(saved [M, N]))^T x [M, K], and gb [N] where it is given."""
     (M, N), K = gy.shape, x.shape[1]
-    tile = config or choose(target, gy.dtype.itemsize, saved is not None, regular(gy, x), N, K)
+    masked, vectors = saved is not None, regular(gy, x)
+    tile = config or choose(Problem("linear_bwd_weight", N, K, M, gy.dtype.itemsize, target, masked, vectors))
     arguments: dict[str, object] = {"gy": gy, "saved": saved, "x": x, "gw": gw, "gb": gb, "M": M, "N": N, "K": K}
     arguments |= {"g_m": gy.stride(0), "g_n": gy.stride(1), "x_m": x.stride(0), "x_k": x.stride(1), "slope": slope}
     constexprs: dict[str, object] = {"ACTIVATION": activation, "PRECISION": target.precision, "GROUP": GROUP}
@@ -285,11 +289,12 @@ def _launches(case: _Case, dtype: torch.dtype, target: Target) -> Iterator[Launc
     y, gx, gw = (_meta(*size, "rows", dtype) for size in ((M, N), (M, K), (N, K)))
     bias = torch.empty(N, dtype=dtype, device="meta") if case.bias else None
     saved = None if case.activation == "none" else y
-    for tile in candidates(target, dtype.itemsize, False, regular(x, w, y)):
+    masked, size = saved is not None, dtype.itemsize
+    for tile in candidates(Problem("linear_fwd", M, N, K, size, target, vectors=regular(x, w, y))):
         yield fwd_launch(x, w, bias, y, y if case.slope < 0 else None, *how, tile)
-    for tile in candidates(target, dtype.itemsize, saved is not None, regular(gy, w)):
+    for tile in candidates(Problem("linear_bwd_input", M, K, N, size, target, masked, regular(gy, w))):
         yield bwd_input_launch(gy, saved, w, gx, *how, tile)
-    for tile in candidates(target, dtype.itemsize, saved is not None, regular(gy, x)):
+    for tile in candidates(Problem("linear_bwd_weight", N, K, M, size, target, masked, regular(gy, x))):
         yield bwd_weight_launch(gy, saved, x, gw, bias, *how, tile)
 
 

@@ -12,7 +12,8 @@ from fastgan.ops.activation import ACTIVATIONS
 
 pytest.importorskip("triton")
 from fastgan.kernels import linear as kernels
-from fastgan.kernels.launch import ENOUGH, LEAST_SHARED_BYTES, Launch, Target, candidates, choose, regular
+from fastgan.kernels.launch import Launch
+from fastgan.kernels.tile import ENOUGH, LEAST_SHARED_BYTES, Problem, Target, candidates, choose, regular
 
 CARDS = (80, 86, 89, 90, 100, 120)
 
@@ -21,8 +22,8 @@ CARDS = (80, 86, 89, 90, 100, 120)
 def test_the_chosen_tile_fits_the_card_and_the_output(rows: int, cols: int, arch: int, masked: bool) -> None:
     for precision, item_bytes in (("tf32", 2), ("tf32", 4), ("ieee", 4)):
         for vectors in (True, False):
-            tiles = candidates(Target(arch, precision), item_bytes, masked, vectors)
-            tile = choose(Target(arch, precision), item_bytes, masked, vectors, rows, cols)
+            problem = Problem("linear_fwd", rows, cols, 512, item_bytes, Target(arch, precision), masked, vectors)
+            tiles, tile = candidates(problem), choose(problem)
             assert tile in tiles and tile.fits(arch, item_bytes, masked)
             assert tile == tiles[-1] or (tile.programs(rows, cols) >= ENOUGH and tile.cols < 2 * cols)
 
@@ -30,7 +31,7 @@ def test_the_chosen_tile_fits_the_card_and_the_output(rows: int, cols: int, arch
 def test_no_card_is_asked_for_more_shared_memory_than_it_has() -> None:
     for arch in (86, 89, 120, 121):
         for masked in (True, False):
-            for tile in candidates(Target(arch, "tf32"), 2, masked, True):
+            for tile in candidates(Problem("linear_fwd", 512, 512, 512, 2, Target(arch, "tf32"), masked)):
                 assert tile.shared_bytes(2, masked) <= LEAST_SHARED_BYTES
 
 

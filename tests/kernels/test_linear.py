@@ -19,7 +19,7 @@ from fastgan.ops.activation import ACTIVATIONS, activate, times_derivative
 
 pytest.importorskip("triton")
 from fastgan.kernels import linear as kernels
-from fastgan.kernels.launch import Target, candidates
+from fastgan.kernels.tile import Problem, Target, candidates
 
 DEVICES = [pytest.param("cpu", marks=pytest.mark.interpret), pytest.param("cuda", marks=pytest.mark.gpu)]
 DTYPES = {"cpu": [torch.float32, torch.float16], "cuda": [torch.float32, torch.float16, torch.bfloat16]}
@@ -116,11 +116,11 @@ def test_every_tile(device: str, target: Target, dtype: torch.dtype) -> None:
     (y, *_), saved = by_kernels(case)
     base, exact = plain(case, saved), plain(double(case), y.double())
     for vectors in (True, False):
-        for tile in candidates(target, dtype.itemsize, False, vectors):
+        for tile in candidates(Problem("linear_fwd", 133, 40, 35, dtype.itemsize, target, vectors=vectors)):
             out = torch.full_like(y, float("nan"))
             kernels.fwd_launch(x, w, bias, out, None, *how, target, tile).run()
             assert check(out, base[0], exact[0]).why is None, tile
-        for tile in candidates(target, dtype.itemsize, True, vectors):
+        for tile in candidates(Problem("linear_bwd", 133, 40, 35, dtype.itemsize, target, True, vectors)):
             gx, gw, gb = (
                 torch.full(size, float("nan"), dtype=dtype, device=device) for size in (x.shape, w.shape, (40,))
             )
