@@ -1,126 +1,141 @@
-"""The choice of a tile: what a program computes at once, which tiles a card can run, and which one a product takes."""
+"""The choice of a tile for a product: by what was measured on this card, else by estimate among a few.
+
+``candidates`` lists the tiles of the heuristic: few, because each is compiled and audited for every layout and dtype.
+``candidates(problem, wide=True)`` lists what a tuned table may name beside them; those shapes compiled without a
+spill for sm_80, 86, 90, 100 and 120, forward and backward through an activation (Triton 3.7.1), and the tuner compiles
+each that it means to time. ``refusal`` takes out what a card cannot run.
+"""
 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import replace
 
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-GROUP = 8  # tile rows that run side by side, so that their programs find each other's operands in L2
-ENOUGH = 96  # programs that keep a card busy: smaller tiles are taken until there are as many
-SHARED_BYTES = {80: 166_912, 87: 166_912, 90: 232_448, 100: 232_448, 103: 232_448}  # a block's opt-in limit
-LEAST_SHARED_BYTES = 101_376  # 99 KB: sm_86, sm_89, sm_120, and whatever is not listed
-BARRIER_BYTES = 2_048  # what a pipeline needs beside its tiles, rounded up
+from fastgan.kernels import cost, tables
+from fastgan.kernels.problem import GROUP, LEAST_SHARED_BYTES, WGMMA, Config, Problem, Target, refusal, regular, useful
 
+__all__ = [
+    "GROUP",
+    "LEAST_SHARED_BYTES",
+    "Config",
+    "Problem",
+    "Target",
+    "candidates",
+    "choose",
+    "prefers_library",
+    "refusal",
+    "refused",
+    "regular",
+    "tile_of",
+]
 
-@dataclass(frozen=True)
-class Config:
-    """The tile of one program's output (rows x cols) and the depth of one trip through the reduction."""
-
-    rows: int
-    cols: int
-    depth: int
-    warps: int
-    registers: int  # cap per thread; having one also keeps ptxas from spilling a few bytes to fit one block more
-    stages: int = 3
-    split: int = 1  # programs that share one tile, each with its part of the reduction
-
-    def __str__(self) -> str:
-        return f"{self.rows}x{self.cols}x{self.depth}" + (f"/{self.split}" if self.split > 1 else "")
-
-    def shared_bytes(self, item_bytes: int, masked: bool) -> int:
-        """Bound the shared memory of one block from above. ``masked``: a saved output rides along with the rows.
-
-        On sm_100, where there is plenty, the compiler may add 2 KB to it.
-        """
-        operands = (self.rows * (2 if masked else 1) + self.cols) * self.depth * item_bytes * self.stages
-        return max(operands, self.rows * self.cols * 4) + BARRIER_BYTES
-
-    def fits(self, arch: int, item_bytes: int, masked: bool) -> bool:
-        """Whether a block may have that much on this architecture: the compiler does not refuse more."""
-        return self.shared_bytes(item_bytes, masked) <= SHARED_BYTES.get(arch, LEAST_SHARED_BYTES)
-
-    def tiles(self, rows: int, cols: int) -> int:
-        """Count the tiles of an output of that size: at least one, which may have a bias gradient to write."""
-        return max(1, -(-rows // self.rows) * -(-cols // self.cols))
-
-    def programs(self, rows: int, cols: int) -> int:
-        """Count the programs: as many for each tile as share its reduction."""
-        return self.tiles(rows, cols) * self.split
-
-
-@dataclass(frozen=True)
-class Target:
-    """What the choice of a tile depends on beside the operands' sizes."""
-
-    arch: int  # 90 for compute capability 9.0
-    precision: str  # how fp32 operands are multiplied: "ieee" or "tf32" (16-bit operands have one way only: "tf32")
-
-    @classmethod
-    def of(cls, operand: Tensor) -> Target:
-        """Return the device that holds the operand, with PyTorch's own TF32 setting."""
-        exact = operand.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision != "tf32"
-        return cls(_arch(operand.device), "ieee" if exact else "tf32")
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One matrix product to choose a tile for: rows x cols outputs, each a sum over depth."""
-
-    op: str  # the launch: "linear_fwd", "linear_bwd_input", ...
-    rows: int
-    cols: int
-    depth: int
-    item_bytes: int
-    target: Target
-    masked: bool = False  # a saved output rides along with the rows' operand
-    vectors: bool = True  # operands load by whole vectors
-    splits: bool = False  # several programs may share a tile
-
-
-@functools.cache
-def _arch(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 80  # the interpreter passes for the least that is supported
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
-
-
-def regular(*operands: Tensor) -> bool:
-    """Whether whole vectors can be loaded along the rows: contiguous rows of 16 n elements that start on 16 bytes."""
-    return all(
-        t.stride(1) == 1 and t.stride(0) % 16 == 0 and t.shape[1] % 16 == 0 and t.data_ptr() % 16 == 0 for t in operands
-    )
+SPLITS = (1, 2, 4, 8, 16, 32)
+SHARED = 4  # programs to a tile that stand for any number: kernels have one form for all but 1
+SHARING = 1.05  # how much faster a shared tile must be expected to be
 
 
 @functools.lru_cache(maxsize=4096)
-def candidates(problem: Problem) -> tuple[Config, ...]:
-    """List the valid tiles, largest first."""
-    target, item_bytes, masked = problem.target, problem.item_bytes, problem.masked
+def candidates(problem: Problem, wide: bool = False) -> tuple[Config, ...]:
+    """List the tiles that can be run for a problem, largest first; all of its kind and layout, whatever its sizes.
+
+    Each comes alone and, where the launch can, shared. ``wide``: those too that only a tuned table may choose, shared
+    by each number of programs, but none that the sizes make useless.
+    """
+    shapes = dict.fromkeys((*_core(problem), *(_wide(problem) if wide else ())))
+    splits = (SPLITS if wide else (1, SHARED)) if problem.splits else (1,)
+    tiles = (replace(tile, split=split) for tile in shapes for split in splits)
+    return tuple(tile for tile in tiles if refusal(problem, tile) is None and (not wide or useful(problem, tile)))
+
+
+def refused(problem: Problem) -> list[tuple[Config, str]]:
+    """List the tiles that a problem's card or launch does not take, each with the reason."""
+    shapes = dict.fromkeys((*_core(problem), *_wide(problem)))
+    return [(tile, why) for tile in shapes if (why := refusal(problem, tile)) is not None]
+
+
+def _core(problem: Problem) -> list[Config]:
+    """Return the tiles of the heuristic, largest first, those that do not fit included."""
+    arch, masked, item_bytes = problem.target.arch, problem.masked, problem.item_bytes
     line = 128 // item_bytes
-    large = Config(128, 128, line, 8, 255)
-    if not large.fits(target.arch, item_bytes, masked):
-        large = Config(128, 64, line, 8, 255, stages=2)
-    if target.precision == "ieee":  # plain FMA: an operand's whole depth stands in registers
-        tiles = [Config(64, 64, 16, 8, 255), Config(32, 32, 16, 4, 255)]
-    elif not problem.vectors:  # an address for each element: fewer elements for each thread
-        tiles = [Config(64, 64, 32, 8, 255), Config(32, 32, 32, 4, 168)]
-    else:
-        tiles = [large, Config(64, 64, line, 4, 255), Config(32, 32, line, 4, 128)]
-    return tuple(tile for tile in tiles if tile.fits(target.arch, item_bytes, masked))
+    plain = problem.accumulators >= 64  # the more a kernel does beside the product, the more registers it takes
+    if problem.kind == "ieee":  # plain FMA: an operand's whole depth stands in registers
+        return [Config(64, 64, 16, 8, 255), Config(32, 32, 16, 4, 255)]
+    if not problem.vectors:  # an address for each element: fewer elements for each thread
+        return [Config(64, 64, 32, 8, 255), Config(32, 32, 32, 4, 168 if plain else 255)]
+    large = [Config(128, 256, line, 8, 255)] if arch in WGMMA else []
+    large.append(Config(128, 128, line, 8, 255))
+    if refusal(problem, large[-1]) is not None:
+        stages = 3 if Config(128, 64, line, 8, 255).fits(arch, item_bytes, masked) else 2
+        large = [Config(128, 64, line, 8, 255, stages)]
+    middle = Config(64, 64, line, 4 if problem.accumulators >= 32 else 8, 255)
+    return [*large, middle, Config(32, 32, line, 4, 128 if plain else 255)]
+
+
+def _wide(problem: Problem) -> Iterator[Config]:
+    """Yield what a tuned table may choose beside, with as many stages as the card has room for."""
+    line = 128 // problem.item_bytes
+    if problem.kind == "ieee":
+        for rows, cols in ((128, 128), (128, 64), (64, 128)):
+            yield Config(rows, cols, 16, 8, 255)
+        for rows, cols in ((64, 32), (32, 64), (64, 16), (16, 64)):
+            yield Config(rows, cols, 16, 4, 255)
+        return
+    if not problem.vectors:
+        for rows, cols in ((64, 32), (32, 64), (64, 16), (16, 64)):
+            yield Config(rows, cols, 32, 4, 255)
+        return
+    tall = ((256, 128), (128, 256), (256, 64), (64, 256)) if problem.target.arch in WGMMA else ()
+    for rows, cols in (*tall, (128, 128), (128, 64), (64, 128)):
+        yield from (Config(rows, cols, line, 8, 255, stages) for stages in (4, 3, 2))
+    for rows, cols in ((64, 64), (64, 32), (32, 64), (128, 16), (64, 16), (16, 128), (16, 64)):
+        yield from (Config(rows, cols, line, 4, 255, stages) for stages in (4, 3, 2))
+    for rows, cols, warps in ((128, 128, 8), (64, 64, 4), (32, 32, 4)):  # fewer, deeper trips
+        yield Config(rows, cols, 2 * line, warps, 255, 2)
+    yield from (Config(32, 32, line, 4, 168, stages) for stages in (4, 2))
 
 
 @functools.lru_cache(maxsize=4096)
 def choose(problem: Problem) -> Config:
-    """Take the largest valid tile that makes enough programs and is not mostly outside the output, or the smallest."""
-    tiles = candidates(problem)
-    rows, cols = problem.rows, problem.cols
-    useful = (tile for tile in tiles if tile.rows < 2 * rows and tile.cols < 2 * cols)
-    return next((tile for tile in useful if tile.programs(rows, cols) >= ENOUGH), tiles[-1])
+    """Return the tile of the nearest problem that was measured on this card, else the heuristic's."""
+    entry = tables.nearest(problem)
+    return heuristic(problem) if entry is None else entry.config
+
+
+def heuristic(problem: Problem) -> Config:
+    """Return the candidate with the least estimate; of equal ones the first. Sharing a tile must be worth its memory.
+
+    What decides: enough programs to keep every multiprocessor busy (smaller tiles, or programs that share one), against
+    the operands read anew by every tile and the parts that sharing has to add up.
+    """
+
+    def price(tile: Config) -> float:
+        return cost.estimate(problem, tile) * (SHARING if tile.split > 1 else 1.0)
+
+    alone = (tile for tile in candidates(problem) if tile.split == 1)
+    tiles = (replace(tile, split=split) for tile in alone for split in SPLITS)
+    return min((tile for tile in tiles if refusal(problem, tile) is None and useful(problem, tile)), key=price)
+
+
+@functools.lru_cache(maxsize=4096)
+def prefers_library(problem: Problem) -> bool:
+    """Whether cuBLAS with an elementwise kernel is faster than this launch: as measured, else where surely expected.
+
+    Only ``auto`` asks. Without measurements our kernel is taken wherever the two may be near.
+    """
+    entry = tables.nearest(problem)
+    if entry is not None and entry.library_us is not None:
+        return entry.library_us < entry.us
+    return cost.SURELY * cost.library_estimate(problem) < cost.estimate(problem, choose(problem))
+
+
+def forget() -> None:
+    """Choose anew from now on: tables have been written."""
+    for cached in (choose, prefers_library, tables.load):
+        cached.cache_clear()
 
 
 @triton.jit

@@ -12,6 +12,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILT_FROM = ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "fastgan", "kernels", "benchmarks")
+TABLE = """{"format": "fastgan-tuned/1", "gpu": "a-card", "entries": [
+ {"op": "linear_fwd", "kind": "16-bit", "masked": false, "vectors": true, "rows": 64, "cols": 64, "depth": 64,
+  "config": {"rows": 16, "cols": 64, "depth": 64, "warps": 4, "registers": 255, "stages": 4, "split": 1},
+  "us": 5, "library_us": 7, "by": "a test"}]}"""
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet")
 
 
@@ -34,6 +38,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copytree(origin, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
         elif origin.exists():
             shutil.copy(origin, source)
+    tuned = source / "kernels" / "tuned"
+    tuned.mkdir(exist_ok=True)
+    (tuned / "a-card.json").write_text(TABLE, encoding="utf-8")
     run(*PIP, "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", folder, source, cwd=folder)
     (built,) = folder.glob("*.whl")
     return built
@@ -62,6 +69,7 @@ def test_wheel_holds_each_source_once_and_the_data(wheel: Path) -> None:
         if top != "fastgan" or path.relative_to(ROOT).parts[1] not in ("kernels", "benchmarks")
     }
     data = {"fastgan/py.typed", "fastgan/data/digits.npz", "fastgan/benchmarks/schema.json"}
+    data |= {"fastgan/kernels/tuned/a-card.json"}
     assert {str(source) for source in sources} | data <= set(names)
     assert {PurePosixPath(name).parts[0] for name in names} == {"fastgan"}
     assert [name for name in names if "test" in PurePosixPath(name).stem] == []
@@ -88,6 +96,15 @@ print(fastgan.__file__, fastgan.__version__)
     where, version = run(installed, "-c", code, cwd=tmp_path).split()
     assert Path(where).is_relative_to(installed.parent.parent)
     assert version == "0.1.0"
+
+
+def test_installed_tables_are_chosen_by(installed: Path, tmp_path: Path) -> None:
+    pytest.importorskip("triton")
+    code = """
+from fastgan.kernels.tile import Problem, Target, choose
+print(choose(Problem("linear_fwd", 60, 60, 60, 2, Target(90, "tf32", "a-card"))))
+"""
+    assert run(installed, "-c", code, cwd=tmp_path).strip() == "16x64x64"
 
 
 def test_installed_doctor_runs(installed: Path, tmp_path: Path) -> None:

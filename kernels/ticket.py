@@ -1,0 +1,42 @@
+"""Tickets: the last program to arrive finishes what all have begun, in a fixed order and without another launch.
+
+Each program stores its part, takes a ticket, and goes; the one that finds all others gone reads the parts and puts them
+together. Sums are then the same bits whoever came last. A ticket is one int32 that is 0 before and after.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+LEAST = 4096  # tickets in a buffer: one buffer serves nearly every launch of a process
+
+_buffers: dict[tuple[int, int], Tensor] = {}
+
+
+@triton.jit
+def arrives_last(ticket, parts):
+    """Whether this program is the last of ``parts``; it then sees what they stored, if it loads with ``.cg``."""
+    tl.debug_barrier()  # all threads have stored before one of them says so
+    last = tl.atomic_add(ticket, 1, sem="acq_rel") == parts - 1
+    if last:
+        tl.store(ticket, 0)
+    return last
+
+
+def tickets(operand: Tensor, count: int) -> Tensor:
+    """Return at least ``count`` zeros on the operand's device, which every launch leaves as zeros.
+
+    Launches on one stream follow each other and share them. A graph may be replayed on any stream, beside anything:
+    what is captured gets its own, zeroed in the graph.
+    """
+    if not operand.is_cuda or torch.cuda.is_current_stream_capturing():
+        return torch.zeros(count, dtype=torch.int32, device=operand.device)
+    at = operand.get_device()
+    key = (at, torch._C._cuda_getCurrentRawStream(at))
+    buffer = _buffers.get(key)
+    if buffer is None or buffer.numel() < count:
+        buffer = _buffers[key] = torch.zeros(max(LEAST, count), dtype=torch.int32, device=operand.device)
+    return buffer
