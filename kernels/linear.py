@@ -1,153 +1,141 @@
-"""A linear layer with its bias and activation in one launch, and the two launches of its backward pass.
+"""A linear layer in one launch: its operand normalised in passing, its bias, activation, dropout and statistics too.
 
-    y  [M, N] = phi(x [M, K] W [N, K]^T + b [N])
-    g  [M, N] = gy * phi'(saved)                  formed in the operand load, never stored
-    gx [M, K] = g W
-    gW [N, K] = g^T x,   gb [N] = sum over M of g  by the programs of the first K tile, in the same pass
+    u  [M, K] = x, or phi(s (x - mean) + beta) where x is a raw output with its norm   (kernels/norm.py)
+    y  [M, N] = drop(phi(u W [N, K]^T + b [N]))   or phi(drop(.))
+    mean, var [groups, N] of y as it was stored, and the running ones, where they are asked for
 
-Contract: bf16, fp16 or fp32, one dtype for all operands; x, W and gy by any strides, ``saved`` contiguous; outputs are
-contiguous, in the operands' dtype, accumulated in fp32. fp32 operands are multiplied as PyTorch's TF32 setting says.
-Any of M, N, K may be 0. Sums run in a fixed order, without atomics: the same operands give the same bits. Addresses
-are int64 from the program's number on, so operands may have more than 2^31 elements.
+Contract: bf16, fp16 or fp32, one dtype for x, W and y; x and W by any strides, the rest contiguous; vectors in any
+floating dtype, statistics in fp32. Rows fall into ``groups`` equal parts, each with its own statistics; no tile has
+rows of two. Products accumulate in fp32; fp32 operands are multiplied as PyTorch's TF32 setting says. Any of M, N, K
+may be 0. Where ``splits`` programs share a tile, each takes a part of K, and the last to arrive adds the parts in their
+order: the same operands give the same bits, always. Addresses are int64 from the program's number on.
 
-Work, in elements and multiply-adds (s: 1 where the activation saves something, else 0):
-    forward       reads MK + NK + N,        writes MN (2 MN with the pre-activation)   MNK
-    input grad    reads (1 + s) MN + NK,    writes MK                                  MNK
-    weight grad   reads (1 + s) MN + MK,    writes NK + N                              MNK
-Operands are read once per tile across; programs run in groups, so that the rereads come from L2.
-
-Registers a thread, the most of any variant on sm_80, 86, 89, 90, 100 and 120 (Triton 3.6.0 and 3.7.1), nothing spilled:
-    tile                        forward   input grad   weight grad   capped at
-    128x128, 16-bit / TF32    218 / 252    255 / 255     246 / 204         255
-    128x64 (masked, 99 KB)            -    207 / 197     244 / 162         255
-    64x64                     165 / 164    249 / 204     226 / 242         255
-    32x32                     127 / 134    124 / 154     126 / 162   128 / 168
-    64x64, 32x32 in IEEE      224 / 172    225 / 188     240 / 192         255
-wgmma on sm_90 wherever the tile has 64 rows or more, save in IEEE fp32.
+Work, in elements and multiply-adds: reads MK + NK + N, writes MN (2 MN with the pre-activation), MNK products; with
+splits, 2 splits MN fp32 more, mostly in L2. Operands are read once per tile across; programs run in groups, so that
+the rereads come from L2. Backward: linear_bwd_input.py, linear_bwd_weight.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
-from itertools import product
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastgan.kernels.activation import activate, times_derivative
-from fastgan.kernels.launch import Launch
-from fastgan.kernels.tile import GROUP, Config, Problem, Target, candidates, choose, regular, tile_of
-from fastgan.kernels.variant import Variant
+from fastgan.kernels.activation import activate
+from fastgan.kernels.launch import Launch, Tickets, Workspace, submit
+from fastgan.kernels.norm import (
+    LANES,
+    Norm,
+    Statistics,
+    finish_statistics,
+    measure,
+    norm_arguments,
+    normalised,
+    vectors_of,
+)
+from fastgan.kernels.philox import dropout_tile
+from fastgan.kernels.ticket import arrives_last
+from fastgan.kernels.tile import GROUP, Config, Problem, Target, choose, regular, tile_of
 
 
-@triton.jit(do_not_specialize=["M"])
+class Dropout(NamedTuple):
+    """Which outputs are dropped: kernels/philox.py says how they are drawn."""
+
+    rng: Tensor  # int64 [2]: seed and offset
+    threshold: int  # round(p 2^32)
+    scale: float  # 1 / (1 - p)
+    first: bool = False  # before the activation
+
+
+@triton.jit
+def gathered(total, work, ticket, tile, part, splits, BM: tl.constexpr, BN: tl.constexpr):
+    """Store this program's part of a tile; return whether it came last and then, in a fixed order, the sum of all."""
+    spot = tl.arange(0, BM)[:, None] * BN + tl.arange(0, BN)[None, :]  # [BM, BN]
+    first = work + tile.to(tl.int64) * splits * (BM * BN) + spot
+    tl.store(first + part * (BM * BN), total)
+    last = arrives_last(ticket + tile, splits)
+    if last:
+        total = tl.load(first, cache_modifier=".cg")
+        for other in range(1, splits):
+            total += tl.load(first + other * (BM * BN), cache_modifier=".cg")
+    return last, total
+
+
+@triton.jit(do_not_specialize=["rows", "splits"])
 def linear_fwd_kernel(
-    x, w, bias, y, pre, M, N, K, x_m, x_k, w_n, w_k, slope,
-    ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
+    x, w, bias, y, pre, rows, groups, splits, N, K, x_m, x_k, w_n, w_k, slope,
+    in_mean, in_var, in_gamma, in_beta, in_step, in_eps, in_slope, rng, threshold, scale,
+    mean, var, running_mean, running_var, tracked, momentum, parts, work, ticket,
+    ACTIVATION: tl.constexpr, IN_ACTIVATION: tl.constexpr, DROP_FIRST: tl.constexpr, FOURS: tl.constexpr,
+    PRECISION: tl.constexpr,     EVEN: tl.constexpr, SPLIT: tl.constexpr, LANES: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """One [BM, BN] tile of y, and of the pre-activation where ``pre`` is given."""
-    tile_m, tile_n = tile_of(tl.program_id(0), tl.cdiv(M, BM), tl.cdiv(N, BN), GROUP)
-    m = tile_m.to(tl.int64) * BM + tl.arange(0, BM)  # [BM]
+    """One [BM, BN] tile of y, and of the pre-activation where ``pre`` is given. EVEN: BK divides K."""
+    tile, part = tl.program_id(0), 0
+    if SPLIT:
+        tile, part = tile // splits, tile % splits
+    high = tl.cdiv(rows, BM)  # tiles of one group's rows
+    tile_m, tile_n = tile_of(tile, high * groups, tl.cdiv(N, BN), GROUP)
+    group = (tile_m // high).to(tl.int64)
+    local = tile_m % high * BM + tl.arange(0, BM)  # [BM], in the group
+    live = (local < rows)[:, None]
+    m = group * rows + local  # [BM]
     n = tile_n.to(tl.int64) * BN + tl.arange(0, BN)  # [BN]
-    k = tl.arange(0, BK).to(tl.int64)  # [BK]
+    begin, end = 0, K
+    if SPLIT:
+        share = tl.cdiv(tl.cdiv(K, BK), splits) * BK
+        begin, end = part * share, tl.minimum(part * share + share, K)
+    k = begin + tl.arange(0, BK).to(tl.int64)  # [BK]
     x_tile = x + m[:, None] * x_m + k[None, :] * x_k  # [BM, BK]
     w_tile = w + k[:, None] * w_k + n[None, :] * w_n  # [BK, BN]
     depth = tl.cast(BK, tl.int64)
+    in_n = (n < N)[None, :]
 
     total = tl.zeros([BM, BN], tl.float32)
-    for done in range(0, K, BK):
-        left = k < K - done
-        a = tl.load(x_tile, mask=(m[:, None] < M) & left[None, :], other=0.0)
-        b = tl.load(w_tile, mask=left[:, None] & (n[None, :] < N), other=0.0)
+    for done in range(begin, end, BK):
+        left = k < K - (done - begin)
+        live_a, live_b = live, in_n
+        if not EVEN:
+            live_a, live_b = live & left[None, :], left[:, None] & in_n
+        a = tl.load(x_tile, mask=live_a, other=0.0)
+        if in_mean is not None:
+            c = k + (done - begin)
+            own = group * in_step
+            centre, s, shift = vectors_of(c, left, in_mean + own, in_var + own, in_gamma, in_beta, in_eps)
+            a = tl.where(live_a, normalised(a, centre, s, shift, in_slope, IN_ACTIVATION), 0.0).to(a.dtype)
+        b = tl.load(w_tile, mask=live_b, other=0.0)
         total = tl.dot(a, b, total, input_precision=PRECISION)
         x_tile += depth * x_k
         w_tile += depth * w_k
 
+    if SPLIT:
+        last, total = gathered(total, work, ticket, tile, part, splits, BM, BN)
+        if not last:
+            return
     if bias is not None:
         total += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
     at = m[:, None] * N + n[None, :]
-    inside = (m[:, None] < M) & (n[None, :] < N)
     if pre is not None:
-        tl.store(pre + at, total.to(pre.dtype.element_ty), mask=inside)
-    tl.store(y + at, activate(total, slope, ACTIVATION).to(y.dtype.element_ty), mask=inside)
-
-
-@triton.jit(do_not_specialize=["M"])
-def linear_bwd_input_kernel(
-    gy, saved, w, gx, M, N, K, g_m, g_n, w_n, w_k, slope,
-    ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr,
-):  # fmt: skip
-    """One [BM, BK] tile of gx."""
-    tile_m, tile_k = tile_of(tl.program_id(0), tl.cdiv(M, BM), tl.cdiv(K, BK), GROUP)
-    m = tile_m.to(tl.int64) * BM + tl.arange(0, BM)  # [BM]
-    k = tile_k.to(tl.int64) * BK + tl.arange(0, BK)  # [BK]
-    n = tl.arange(0, BN).to(tl.int64)  # [BN]
-    g_tile = gy + m[:, None] * g_m + n[None, :] * g_n  # [BM, BN]
-    w_tile = w + n[:, None] * w_n + k[None, :] * w_k  # [BN, BK]
-    if saved is not None:
-        s_tile = saved + m[:, None] * N + n[None, :]  # [BM, BN]
-    depth = tl.cast(BN, tl.int64)
-
-    total = tl.zeros([BM, BK], tl.float32)
-    for done in range(0, N, BN):
-        left = n < N - done
-        live = (m[:, None] < M) & left[None, :]
-        g = tl.load(g_tile, mask=live, other=0.0)
-        if saved is not None:
-            g = times_derivative(g, tl.load(s_tile, mask=live, other=0.0), slope, ACTIVATION).to(g.dtype)
-            s_tile += depth
-        b = tl.load(w_tile, mask=left[:, None] & (k[None, :] < K), other=0.0)
-        total = tl.dot(g, b, total, input_precision=PRECISION)
-        g_tile += depth * g_n
-        w_tile += depth * w_n
-
-    inside = (m[:, None] < M) & (k[None, :] < K)
-    tl.store(gx + m[:, None] * K + k[None, :], total.to(gx.dtype.element_ty), mask=inside)
-
-
-@triton.jit(do_not_specialize=["M"])
-def linear_bwd_weight_kernel(
-    gy, saved, x, gw, gb, M, N, K, g_m, g_n, x_m, x_k, slope,
-    ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr,
-):  # fmt: skip
-    """One [BN, BK] tile of gW; the first tile of a row also writes its BN elements of gb, where that is given."""
-    tiles_k = tl.maximum(tl.cdiv(K, BK), 1)  # with K = 0 there is still a bias gradient to write
-    tile_n, tile_k = tile_of(tl.program_id(0), tl.cdiv(N, BN), tiles_k, GROUP)
-    n = tile_n.to(tl.int64) * BN + tl.arange(0, BN)  # [BN]
-    k = tile_k.to(tl.int64) * BK + tl.arange(0, BK)  # [BK]
-    m = tl.arange(0, BM).to(tl.int64)  # [BM]
-    g_tile = gy + m[:, None] * g_m + n[None, :] * g_n  # [BM, BN]
-    x_tile = x + m[:, None] * x_m + k[None, :] * x_k  # [BM, BK]
-    if saved is not None:
-        s_tile = saved + m[:, None] * N + n[None, :]  # [BM, BN]
-    depth = tl.cast(BM, tl.int64)
-
-    total = tl.zeros([BN, BK], tl.float32)
-    column = tl.zeros([BN], tl.float32)
-    for done in range(0, M, BM):
-        left = m < M - done
-        live = left[:, None] & (n[None, :] < N)
-        g = tl.load(g_tile, mask=live, other=0.0)
-        if saved is not None:
-            g = times_derivative(g, tl.load(s_tile, mask=live, other=0.0), slope, ACTIVATION).to(g.dtype)
-            s_tile += depth * N
-        if gb is not None and tile_k == 0:
-            column += tl.sum(g.to(tl.float32), axis=0)
-        b = tl.load(x_tile, mask=left[:, None] & (k[None, :] < K), other=0.0)
-        total = tl.dot(tl.trans(g), b, total, input_precision=PRECISION)
-        g_tile += depth * g_m
-        x_tile += depth * x_m
-
-    inside = (n[:, None] < N) & (k[None, :] < K)
-    tl.store(gw + n[:, None] * K + k[None, :], total.to(gw.dtype.element_ty), mask=inside)
-    if gb is not None and tile_k == 0:
-        tl.store(gb + n, column.to(gb.dtype.element_ty), mask=n < N)
+        tl.store(pre + at, total.to(pre.dtype.element_ty), mask=live & in_n)
+    if rng is not None and DROP_FIRST:
+        total = dropout_tile(total, rng, m * N, tile_n.to(tl.int64) * BN, threshold, scale, FOURS)
+    total = activate(total, slope, ACTIVATION)
+    if rng is not None and not DROP_FIRST:
+        total = dropout_tile(total, rng, m * N, tile_n.to(tl.int64) * BN, threshold, scale, FOURS)
+    out = total.to(y.dtype.element_ty)
+    tl.store(y + at, out, mask=live & in_n)
+    if mean is not None:
+        count = tl.minimum(rows - tile_m % high * BM, BM)
+        measure(out.to(tl.float32), live, count, parts + tile_m.to(tl.int64) * 2 * N, n, n < N, N)
+        tiles = high * groups * tl.cdiv(N, BN)
+        if arrives_last(ticket + tiles + tile_n, high * groups):
+            finish_statistics(
+                parts, high, rows, groups, n, n < N, N, mean, var, running_mean, running_var, tracked, momentum,
+                BM, BN, LANES,
+            )  # fmt: skip
 
 
 def fwd_launch(
@@ -159,155 +147,94 @@ def fwd_launch(
     activation: str,
     slope: float,
     target: Target,
+    *,
+    norm: Norm | None = None,
+    dropout: Dropout | None = None,
+    statistics: Statistics | None = None,
     config: Config | None = None,
 ) -> Launch:
-    """Prepare y [M, N] = phi(x [M, K] w [N, K]^T + bias [N])."""
+    """Prepare y [M, N] = phi(x [M, K] w [N, K]^T + bias [N]), x normalised first, y dropped and measured after."""
     (M, K), N = x.shape, w.shape[0]
-    vectors = regular(x, w, y)
-    tile = config or choose(Problem("linear_fwd", M, N, K, x.dtype.itemsize, target, vectors=vectors))
-    arguments: dict[str, object] = {"x": x, "w": w, "bias": bias, "y": y, "pre": pre, "M": M, "N": N, "K": K}
-    arguments |= {"x_m": x.stride(0), "x_k": x.stride(1), "w_n": w.stride(0), "w_k": w.stride(1), "slope": slope}
-    constexprs: dict[str, object] = {"ACTIVATION": activation, "PRECISION": target.precision, "GROUP": GROUP}
-    constexprs |= {"BM": tile.rows, "BN": tile.cols, "BK": tile.depth}
-    return Launch(linear_fwd_kernel, arguments, constexprs, tile.programs(M, N), tile)
+    tile = config or choose(fwd_problem(x, w, target, pre, norm, dropout, statistics))
+    groups = groups_of(norm, statistics)
+    high, wide = -(-M // groups // tile.rows), -(-N // tile.cols)
+    arguments: dict[str, object] = {"x": x, "w": w, "bias": bias, "y": y, "pre": pre, "slope": slope}
+    arguments |= {"rows": M // groups, "groups": groups, "splits": tile.split, "N": N, "K": K}
+    arguments |= {"x_m": x.stride(0), "x_k": x.stride(1), "w_n": w.stride(0), "w_k": w.stride(1)}
+    arguments |= norm_arguments(norm) | dropout_arguments(dropout) | statistics_arguments(statistics)
+    arguments["parts"] = Workspace(groups * high * 2 * N) if statistics else None
+    arguments |= shared(tile, groups * high * wide, wide if statistics else 0)
+    constexprs: dict[str, object] = {"ACTIVATION": activation, "IN_ACTIVATION": norm.activation if norm else "none"}
+    constexprs |= {"DROP_FIRST": bool(dropout and dropout.first), "FOURS": dropout is not None and N % 4 == 0}
+    constexprs |= {"PRECISION": target.precision, "LANES": LANES, "EVEN": K % tile.depth == 0}
+    constexprs |= {"SPLIT": tile.split > 1, "GROUP": GROUP, "BM": tile.rows, "BN": tile.cols, "BK": tile.depth}
+    return Launch(linear_fwd_kernel, arguments, constexprs, groups * high * wide * tile.split, tile)
 
 
-def bwd_input_launch(
-    gy: Tensor,
-    saved: Tensor | None,
-    w: Tensor,
-    gx: Tensor,
-    activation: str,
-    slope: float,
-    target: Target,
-    config: Config | None = None,
-) -> Launch:
-    """Prepare gx [M, K] = (gy [M, N] * phi'(saved [M, N])) w [N, K]."""
-    (M, N), K = gy.shape, w.shape[1]
-    masked, vectors = saved is not None, regular(gy, w)
-    tile = config or choose(Problem("linear_bwd_input", M, K, N, gy.dtype.itemsize, target, masked, vectors))
-    arguments: dict[str, object] = {"gy": gy, "saved": saved, "w": w, "gx": gx, "M": M, "N": N, "K": K}
-    arguments |= {"g_m": gy.stride(0), "g_n": gy.stride(1), "w_n": w.stride(0), "w_k": w.stride(1), "slope": slope}
-    constexprs: dict[str, object] = {"ACTIVATION": activation, "PRECISION": target.precision, "GROUP": GROUP}
-    constexprs |= {"BM": tile.rows, "BK": tile.cols, "BN": tile.depth}
-    return Launch(linear_bwd_input_kernel, arguments, constexprs, tile.programs(M, K), tile)
-
-
-def bwd_weight_launch(
-    gy: Tensor,
-    saved: Tensor | None,
+def fwd_problem(
     x: Tensor,
-    gw: Tensor,
-    gb: Tensor | None,
-    activation: str,
-    slope: float,
+    w: Tensor,
     target: Target,
-    config: Config | None = None,
-) -> Launch:
-    """Prepare gw [N, K] = (gy [M, N] * phi'(saved [M, N]))^T x [M, K], and gb [N] where it is given."""
-    (M, N), K = gy.shape, x.shape[1]
-    masked, vectors = saved is not None, regular(gy, x)
-    tile = config or choose(Problem("linear_bwd_weight", N, K, M, gy.dtype.itemsize, target, masked, vectors))
-    arguments: dict[str, object] = {"gy": gy, "saved": saved, "x": x, "gw": gw, "gb": gb, "M": M, "N": N, "K": K}
-    arguments |= {"g_m": gy.stride(0), "g_n": gy.stride(1), "x_m": x.stride(0), "x_k": x.stride(1), "slope": slope}
-    constexprs: dict[str, object] = {"ACTIVATION": activation, "PRECISION": target.precision, "GROUP": GROUP}
-    constexprs |= {"BN": tile.rows, "BK": tile.cols, "BM": tile.depth}
-    return Launch(linear_bwd_weight_kernel, arguments, constexprs, tile.programs(N, K), tile)
+    pre: Tensor | None = None,
+    norm: Norm | None = None,
+    dropout: Dropout | None = None,
+    statistics: Statistics | None = None,
+) -> Problem:
+    """Describe the forward product to the choice of a tile: what stands beside it takes registers."""
+    op = "linear_fwd" if norm is None else "linear_fwd_norm"
+    size = x.shape[0], w.shape[0], x.shape[1]
+    more = sum(thing is not None for thing in (pre, norm, dropout, statistics))
+    room = (128, 64, 32, 32, 32)[more]
+    return Problem(op, *size, x.dtype.itemsize, target, vectors=regular(x, w), splits=True, accumulators=room)
+
+
+def groups_of(norm: Norm | None, statistics: Statistics | None) -> int:
+    """Return how many groups of rows have statistics of their own."""
+    return max(norm.mean.shape[0] if norm else 1, statistics.mean.shape[0] if statistics else 1)
+
+
+def dropout_arguments(drop: Dropout | None) -> dict[str, object]:
+    """Return the kernels' arguments for dropout."""
+    return {"rng": drop and drop.rng, "threshold": drop.threshold if drop else 0, "scale": drop.scale if drop else 0.0}
+
+
+def statistics_arguments(to: Statistics | None) -> dict[str, object]:
+    """Return the forward kernel's arguments for statistics."""
+    names = Statistics._fields
+    return to._asdict() if to else {**dict.fromkeys(names), "momentum": 0.0}
+
+
+def shared(tile: Config, tiles: int, columns: int) -> dict[str, object]:
+    """Return the workspace of programs that share a tile or a column of tiles, where there are such."""
+    work = Workspace(tiles * tile.split * tile.rows * tile.cols) if tile.split > 1 else None
+    return {"work": work, "ticket": Tickets(tiles + columns) if work or columns else None}
+
+
+def given(**groups: object) -> dict[str, object]:
+    """Return those that are not None: what is not there costs nothing to look up."""
+    return {name: group for name, group in groups.items() if group is not None}
 
 
 def linear_fwd(
-    x: Tensor, w: Tensor, bias: Tensor | None, activation: str, slope: float, store_pre: bool = False
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    slope: float,
+    store_pre: bool = False,
+    *,
+    norm: Norm | None = None,
+    dropout: Dropout | None = None,
+    statistics: Statistics | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Return phi(x [M, K] w [N, K]^T + bias [N]), and the pre-activation too where it is asked for."""
+    """Return phi(x [M, K] w [N, K]^T + bias [N]), and the pre-activation too where it is asked for.
+
+    ``norm`` is what x has yet to go through, ``statistics`` where those of the result are written.
+    """
     y = x.new_empty(x.shape[0], w.shape[0])
     pre = torch.empty_like(y) if store_pre else None
     if y.numel():
         bias = None if bias is None else bias.contiguous()
-        fwd_launch(x, w, bias, y, pre, activation, slope, Target.of(x)).run()
+        more = given(norm=norm, dropout=dropout, statistics=statistics)
+        submit(fwd_launch, (x, w, bias), (y, pre), activation, slope, Target.of(x), **more)
     return y, pre
-
-
-def linear_bwd_input(gy: Tensor, saved: Tensor | None, w: Tensor, activation: str, slope: float) -> Tensor:
-    """Return the gradient of x [M, K] from gy [M, N] and the saved output or pre-activation [M, N]."""
-    gx = gy.new_empty(gy.shape[0], w.shape[1])
-    if gx.numel():
-        bwd_input_launch(gy, saved, w, gx, activation, slope, Target.of(gy)).run()
-    return gx
-
-
-def linear_bwd_weight(
-    gy: Tensor, saved: Tensor | None, x: Tensor, activation: str, slope: float, with_bias: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Return the gradient of w [N, K], and of the bias [N] where it is asked for, in the operands' dtype."""
-    gw = gy.new_empty(gy.shape[1], x.shape[1])
-    gb = gy.new_empty(gy.shape[1]) if with_bias else None
-    if gy.shape[1]:  # with K = 0 there may still be a bias gradient
-        bwd_weight_launch(gy, saved, x, gw, gb, activation, slope, Target.of(gy)).run()
-    return gw, gb
-
-
-@dataclass(frozen=True)
-class _Case:
-    """Operands that make compiled forms of their own: Triton folds sizes and strides of 1, and asks what 16 divides."""
-
-    activation: str = "leaky_relu"
-    slope: float = 0.2
-    bias: bool = True
-    x: str = "rows"
-    w: str = "rows"
-    gy: str = "rows"
-    N: int = 256
-    K: int = 512
-
-    def __str__(self) -> str:
-        told = (f"{field.name}={getattr(self, field.name)}" for field in fields(self)[1:])
-        usual = {f"{field.name}={field.default}" for field in fields(self)}
-        return " ".join([self.activation, *(text for text in told if text not in usual)])
-
-
-_CASES = (
-    *(_Case(activation) for activation in ("none", "relu", "leaky_relu", "tanh", "sigmoid")),
-    _Case(slope=-0.2),
-    _Case(bias=False),
-    *(_Case(x=x, w=w, gy=x) for x, w in product(("rows", "columns"), repeat=2)),
-    _Case(x="steps", w="steps", gy="steps"),
-    _Case(gy="expanded"),
-    *(_Case(N=N, K=K) for N, K in ((1, 512), (256, 1), (255, 512), (256, 511), (255, 511))),
-)
-
-
-def _meta(rows: int, cols: int, layout: str, dtype: torch.dtype) -> Tensor:
-    """Build an operand without storage: contiguous along rows or columns, in steps of 2, or one element for all."""
-    strides = {"rows": (cols, 1), "columns": (1, rows), "steps": (4 * cols, 2), "expanded": (0, 0)}[layout]
-    return torch.empty_strided((rows, cols), strides, dtype=dtype, device="meta")
-
-
-def _launches(case: _Case, dtype: torch.dtype, target: Target) -> Iterator[Launch]:
-    """Yield what the dispatcher launches for such operands, in each tile that it may choose."""
-    M, N, K, how = 1024, case.N, case.K, (case.activation, case.slope, target)
-    x, w, gy = _meta(M, K, case.x, dtype), _meta(N, K, case.w, dtype), _meta(M, N, case.gy, dtype)
-    y, gx, gw = (_meta(*size, "rows", dtype) for size in ((M, N), (M, K), (N, K)))
-    bias = torch.empty(N, dtype=dtype, device="meta") if case.bias else None
-    saved = None if case.activation == "none" else y
-    masked, size = saved is not None, dtype.itemsize
-    for tile in candidates(Problem("linear_fwd", M, N, K, size, target, vectors=regular(x, w, y))):
-        yield fwd_launch(x, w, bias, y, y if case.slope < 0 else None, *how, tile)
-    for tile in candidates(Problem("linear_bwd_input", M, K, N, size, target, masked, regular(gy, w))):
-        yield bwd_input_launch(gy, saved, w, gx, *how, tile)
-    for tile in candidates(Problem("linear_bwd_weight", N, K, M, size, target, masked, regular(gy, x))):
-        yield bwd_weight_launch(gy, saved, x, gw, bias, *how, tile)
-
-
-def variants(arch: int) -> Iterator[Variant]:
-    """Yield every compiled form that the dispatcher can choose on compute capability arch / 10, each once."""
-    seen = set()
-    forms = ((torch.bfloat16, "tf32"), (torch.float16, "tf32"), (torch.float32, "tf32"), (torch.float32, "ieee"))
-    for (dtype, precision), case in product(forms, _CASES):
-        kind = precision if dtype == torch.float32 else str(dtype).removeprefix("torch.")
-        for launch in _launches(case, dtype, Target(arch, precision)):
-            rows = 0 if precision == "ieee" else launch.config.rows
-            variant = launch.variant("linear", f"{kind} {case} {launch.config}", rows)
-            form = repr((variant.kernel, variant.signature, variant.constexprs, variant.divisible, launch.config))
-            if form not in seen:
-                seen.add(form)
-                yield variant

@@ -6,7 +6,8 @@ import os
 import shutil
 import site
 import tempfile
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import hypothesis
@@ -84,3 +85,26 @@ def marked(items: Iterable[pytest.Item], name: str) -> list[pytest.Item]:
 def full() -> bool:
     """Whether this run takes the full counts: ``for seed in range(100 if full else 3)``."""
     return FULL
+
+
+@pytest.fixture
+def products(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Counts the kernels' matrix products by name."""
+    from fastgan.kernels import linear, linear_bwd_input, linear_bwd_weight
+
+    counts: Counter[str] = Counter()
+
+    def counting(name: str, run: Callable[..., object]) -> Callable[..., object]:
+        def counted(*arguments: object, **more: object) -> object:
+            counts[name] += 1
+            return run(*arguments, **more)
+
+        return counted
+
+    for module, name in (
+        (linear, "linear_fwd"),
+        (linear_bwd_input, "linear_bwd_input"),
+        (linear_bwd_weight, "linear_bwd_weight"),
+    ):
+        monkeypatch.setattr(module, name, counting(name, getattr(module, name)))
+    return counts

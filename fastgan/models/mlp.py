@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from fastgan.errors import UserError
-from fastgan.nn import LinearAct
+from fastgan.nn import Chain, LinearAct
 
 
 class MLPGenerator(nn.Module):
@@ -43,7 +43,7 @@ class MLPGenerator(nn.Module):
                 layers.append(LinearAct(width, features, activation=activation, negative_slope=negative_slope))
             width = features
         layers.append(LinearAct(width, math.prod(self.sample_shape), activation=output))
-        self.layers = nn.Sequential(*layers)
+        self.layers = Chain(*layers)
 
     def forward(self, z: Tensor) -> Tensor:
         """Map latents to samples."""
@@ -70,7 +70,7 @@ class MLPDiscriminator(nn.Module):
             layers.append(LinearAct(width, features, activation=activation, negative_slope=negative_slope))
             width = features
         layers.append(LinearAct(width, 1, activation="none"))
-        self.layers = nn.Sequential(*layers)
+        self.layers = Chain(*layers)
 
     def forward(self, samples: Tensor) -> Tensor:
         """Map samples to logits."""

@@ -1,5 +1,8 @@
 """Layers: subclasses of torch.nn's own, with the same parameters and the same state_dict."""
 
+from fastgan.nn.chain import Chain
+from fastgan.nn.concat_linear import ConcatLinearAct
 from fastgan.nn.linear import LinearAct
+from fastgan.nn.maxout import Maxout
 
-__all__ = ["LinearAct"]
+__all__ = ["Chain", "ConcatLinearAct", "LinearAct", "Maxout"]

@@ -88,6 +88,11 @@ def by_reference(op: str, tensor: torch.Tensor) -> bool:
     return choose(op, tensor.device, tensor.dtype).backend == "reference"
 
 
+def only_ours() -> bool:
+    """Whether our kernels were asked for by name: then no product goes to the library where that is faster."""
+    return _requested == "triton"
+
+
 def explain(device: torch.device, dtype: torch.dtype = torch.float32) -> list[Choice]:
     """Return what each op would take on that device and why; ``backend`` is "none" where a call would raise."""
     choices = []

@@ -1,22 +1,17 @@
-"""linear_act: a linear layer with its bias and activation as one op, differentiable as often as asked."""
+"""linear_act: a linear layer with its bias, activation and dropout as one op, differentiable as often as asked."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from typing import Any
-
-import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import Function
 
 from fastgan.ops import activation as act
-from fastgan.ops.backend import by_reference, register
-from fastgan.ops.registration import asked_for, autocast, below_autograd, register_op, traced, transformed
-
-OP = register("linear_act")
-Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]  # of input, weight and bias, where they are wanted
+from fastgan.ops import dropout as drop
+from fastgan.ops.backend import by_reference
+from fastgan.ops.linear_autograd import apply
+from fastgan.ops.linear_compute import OP, fits
+from fastgan.ops.linear_dropout import apply_with_dropout
+from fastgan.ops.registration import autocast, traced, transformed
 
 
 def linear_act(
@@ -26,8 +21,11 @@ def linear_act(
     *,
     activation: str = "leaky_relu",
     negative_slope: float = 0.2,
+    dropout: float = 0.0,
+    dropout_first: bool = False,
+    rng: Tensor | None = None,
 ) -> Tensor:
-    """Return activation(input @ weight.T + bias): one launch forward and two backward, where the kernels run.
+    """Return dropout(activation(input @ weight.T + bias)): one launch forward and two backward, where the kernels run.
 
     Args:
         input: (..., in_features), any strides; bf16, fp16 or fp32, or any other dtype by plain PyTorch.
@@ -35,6 +33,10 @@ def linear_act(
         bias: (out_features) or None.
         activation: ``none``, ``relu``, ``leaky_relu``, ``tanh`` or ``sigmoid``.
         negative_slope: of the leaky ReLU; 0 and negative ones are allowed.
+        dropout: the probability to drop an output, in [0, 1], as torch.nn.functional.dropout's ``p`` in training.
+        dropout_first: drop before the activation instead of after it.
+        rng: (2,) int64 on the input's device, a seed and an offset that fix what is dropped: the mask is computed from
+            them in forward and again in backward, and never stored. None: they come from PyTorch's generator.
 
     Returns:
         (..., out_features), in the input's dtype, accumulated in fp32; under autocast as torch.nn.functional.linear.
@@ -43,292 +45,43 @@ def linear_act(
     (the pre-activation for a negative slope). Functional transforms (``torch.func``) go by plain PyTorch.
 
     Raises:
-        UserError: for an unknown activation.
+        UserError: for an unknown activation, or a probability outside [0, 1].
         RuntimeError: for shapes, dtypes and devices that do not go together, as torch.nn.functional.linear raises it.
     """
+    if dropout:
+        return _with_dropout(input, weight, bias, activation, negative_slope, drop.check(dropout), dropout_first, rng)
     if by_reference(OP, input):
         return act.activate(F.linear(input, weight, bias), activation, negative_slope)
-    input, weight, bias = autocast(input, weight, bias)
-    if not _fits(input, weight, bias) or transformed():
-        return act.activate(F.linear(input, weight, bias), activation, negative_slope)
-    return _apply(input, weight, bias, act.check(activation), negative_slope, not traced(input, weight, bias))
+    x, weight, bias = autocast(input, weight, bias)
+    if (x is not input and by_reference(OP, x)) or not fits(x, weight, bias) or transformed():
+        return act.activate(F.linear(x, weight, bias), activation, negative_slope)
+    return apply(x, weight, bias, act.check(activation), negative_slope, not traced(x, weight, bias))
 
 
-def _fits(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether the kernels take these operands; PyTorch computes what they do not, or refuses it in its own words."""
-    return (
-        not by_reference(OP, input)
-        and input.layout == weight.layout == torch.strided
-        and input.dim() > 0
-        and weight.dim() == 2
-        and input.shape[-1] == weight.shape[1]
-        and (bias is None or bias.shape == weight.shape[:1])
-        and all(t is None or (t.dtype == input.dtype and t.device == input.device) for t in (weight, bias))
-    )
-
-
-def _apply(
-    input: Tensor, weight: Tensor, bias: Tensor | None, activation: str, negative_slope: float, direct: bool
+def _with_dropout(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    negative_slope: float,
+    p: float,
+    first: bool,
+    rng: Tensor | None,
 ) -> Tensor:
-    """Go to the kernels directly, or to the registered op where a tracer must see it."""
-    if not direct:
-        return _linear_act(input, weight, bias, activation, negative_slope)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (input, weight, bias)):
-        return _LinearAct.apply(input, weight, bias, activation, negative_slope, True)
-    return _forward("triton", input, weight, bias, activation, negative_slope)[0]
+    """Drop in the kernels' epilogue, or by PyTorch where they do not run or a tracer must see it."""
+    act.check(activation)
+    if not by_reference(OP, input) and not transformed() and not traced(input, weight, bias):
+        input, weight, bias = autocast(input, weight, bias)
+        if not by_reference(OP, input) and fits(input, weight, bias):
+            rng = drop.draw(input.device) if rng is None else rng
+            return apply_with_dropout(input, weight, bias, rng, activation, negative_slope, p, first)
+    if first:
+        return act.activate(
+            _dropped(linear_act(input, weight, bias, activation="none"), p, rng), activation, negative_slope
+        )
+    whole = linear_act(input, weight, bias, activation=activation, negative_slope=negative_slope)
+    return _dropped(whole, p, rng)
 
 
-def _differentiate(
-    grad: Tensor,
-    input: Tensor | None,
-    weight: Tensor | None,
-    saved: Tensor | None,
-    wanted: Sequence[bool],
-    activation: str,
-    negative_slope: float,
-    direct: bool,
-) -> Gradients:
-    """Return the wanted gradients, with a graph of their own where one is being recorded."""
-    recorded = torch.is_grad_enabled()
-    if recorded and saved is not None and activation not in act.SMOOTH:
-        saved = saved.detach()  # no gradient flows into the mask: the forward graph need not live on for it
-    operands = grad, input if wanted[1] else None, weight if wanted[0] else None, saved
-    if not direct:
-        return _placed(_linear_act_backward(*operands, activation, negative_slope, wanted), wanted)
-    if recorded:
-        return _LinearActBackward.apply(*operands, activation, negative_slope, wanted, True)
-    return _backward("triton", *operands, activation, negative_slope, wanted)
-
-
-class _LinearAct(Function):
-    """y = phi(x W^T + b). Saves x, W, and the output or the pre-activation, each only for a gradient that needs it."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        input: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        activation: str,
-        negative_slope: float,
-        direct: bool,
-    ) -> Tensor:
-        ctx.set_materialize_grads(False)
-        if direct:
-            output, saved = _forward("triton", input, weight, bias, activation, negative_slope)
-        else:
-            with below_autograd():
-                output = _linear_act(input, weight, bias, activation, negative_slope)
-            saved = None if activation == "none" else output
-        to_input, to_weight = ctx.needs_input_grad[:2]
-        ctx.save_for_backward(input if to_weight else None, weight if to_input else None, saved)
-        ctx.how = (activation, negative_slope, direct)
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
-        if grad is None:
-            return (None,) * 6
-        input, weight, saved = ctx.saved_tensors
-        gradients = _differentiate(grad, input, weight, saved, asked_for(ctx)[:3], *ctx.how)
-        return (*gradients, None, None, None)
-
-
-class _LinearActBackward(Function):
-    """g = gy * phi'(y); gx = g W, gW = g^T x, gb = sum of g, as functions of gy, x, W and, where phi is smooth, of y.
-
-    y comes in as an argument, so that phi'' reaches x, W and b through y's own graph.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        grad: Tensor,
-        input: Tensor | None,
-        weight: Tensor | None,
-        saved: Tensor | None,
-        activation: str,
-        negative_slope: float,
-        wanted: Sequence[bool],
-        direct: bool,
-    ) -> Gradients:
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(grad, input, weight, saved)
-        ctx.how = (activation, negative_slope, direct)
-        if direct:
-            return _backward("triton", grad, input, weight, saved, activation, negative_slope, wanted)
-        with below_autograd():
-            parts = _linear_act_backward(grad, input, weight, saved, activation, negative_slope, wanted)
-        return _placed(parts, wanted)
-
-    @staticmethod
-    def backward(
-        ctx: Any, to_gx: Tensor | None, to_gw: Tensor | None, to_gb: Tensor | None
-    ) -> tuple[Tensor | None, ...]:
-        grad, input, weight, saved = ctx.saved_tensors
-        activation, negative_slope, direct = ctx.how
-        wants_grad, wants_input, wants_weight, wants_saved, *_ = asked_for(ctx)
-        wants_saved = wants_saved and activation in act.SMOOTH
-        for_grad = for_input = for_weight = for_saved = None
-        if wants_grad or wants_saved:
-            to_g = _gradient_of_g(grad, input, weight, to_gx, to_gw, to_gb, direct)
-            if to_g is not None and wants_grad:
-                for_grad = act.times_derivative(to_g, saved, activation, negative_slope)
-            if to_g is not None and wants_saved:
-                for_saved = act.times_second_derivative(to_g * grad, saved, activation)
-        if wants_input and to_gw is not None:  # g to_gW
-            for_input = _differentiate(grad, None, to_gw, saved, (True, False, False), *ctx.how)[0]
-        if wants_weight and to_gx is not None:  # g^T to_gx
-            for_weight = _differentiate(grad, to_gx, None, saved, (False, True, False), *ctx.how)[1]
-        return for_grad, for_input, for_weight, for_saved, None, None, None, None
-
-
-def _gradient_of_g(
-    grad: Tensor,
-    input: Tensor | None,
-    weight: Tensor | None,
-    to_gx: Tensor | None,
-    to_gw: Tensor | None,
-    to_gb: Tensor | None,
-    direct: bool,
-) -> Tensor | None:
-    """Return to_gx W^T + x to_gW^T + to_gb, of the terms that are there."""
-    total = None
-    if to_gx is not None and weight is not None:
-        total, to_gb = _apply(to_gx, weight, to_gb, "none", 0.0, direct), None
-    if to_gw is not None and input is not None:
-        term, to_gb = _apply(input, to_gw, to_gb, "none", 0.0, direct), None
-        total = term if total is None else total + term
-    return total if to_gb is None else to_gb.expand_as(grad)
-
-
-def _forward(
-    backend: str, input: Tensor, weight: Tensor, bias: Tensor | None, activation: str, negative_slope: float
-) -> tuple[Tensor, Tensor | None]:
-    """Return the output and what its derivative is taken from: the output, the pre-activation, or nothing."""
-    keeps_pre = act.saves_pre_activation(activation, negative_slope)
-    if backend == "triton":
-        from fastgan.kernels import linear as kernels
-
-        rows = input.reshape(math.prod(input.shape[:-1]), input.shape[-1])
-        flat, flat_pre = kernels.linear_fwd(rows, weight, bias, activation, negative_slope, keeps_pre)
-        shape = (*input.shape[:-1], weight.shape[0])
-        output, pre = flat.view(shape), None if flat_pre is None else flat_pre.view(shape)
-    else:
-        pre = F.linear(input, weight, bias)
-        output = act.activate(pre, activation, negative_slope)
-    return output, None if activation == "none" else pre if keeps_pre else output
-
-
-def _backward(
-    backend: str,
-    grad: Tensor,
-    input: Tensor | None,
-    weight: Tensor | None,
-    saved: Tensor | None,
-    activation: str,
-    negative_slope: float,
-    wanted: Sequence[bool],
-) -> Gradients:
-    """Return the wanted gradients; ``input`` is there where the weight's is wanted, ``weight`` where the input's is."""
-    rows = math.prod(grad.shape[:-1])
-    g = grad.reshape(rows, grad.shape[-1])
-    mask = None if saved is None else saved.reshape(g.shape).contiguous()
-    x = None if input is None else input.reshape(rows, input.shape[-1])
-    how = (activation, negative_slope)
-    gx = gw = gb = None
-    if backend == "triton":
-        from fastgan.kernels import linear as kernels
-
-        if wanted[0] and weight is not None:
-            gx = kernels.linear_bwd_input(g, mask, weight, *how)
-        if wanted[1] and x is not None:
-            gw, gb = kernels.linear_bwd_weight(g, mask, x, *how, wanted[2])
-        elif wanted[2]:
-            gb = act.times_derivative(g, mask, *how).sum(0)
-    else:
-        g = act.times_derivative(g, mask, *how)
-        gx = g @ weight if wanted[0] and weight is not None else None
-        gw = g.t() @ x if wanted[1] and x is not None else None
-        gb = g.sum(0) if wanted[2] else None
-    return None if gx is None else gx.view(*grad.shape[:-1], gx.shape[-1]), gw, gb
-
-
-def _placed(parts: Sequence[Tensor], wanted: Sequence[bool]) -> Gradients:
-    """Put the gradients that the op returned in their places, None in the others."""
-    rest = iter(parts)
-    gx, gw, gb = (next(rest) if want else None for want in wanted)
-    return gx, gw, gb
-
-
-def _compute(input: Tensor, weight: Tensor, bias: Tensor | None, activation: str, negative_slope: float) -> Tensor:
-    backend = "triton" if _fits(input, weight, bias) else "reference"
-    with torch.autocast(input.device.type, enabled=False):  # the caller has cast
-        return _forward(backend, input, weight, bias, act.check(activation), negative_slope)[0]
-
-
-def _fake(input: Tensor, weight: Tensor, bias: Tensor | None, activation: str, negative_slope: float) -> Tensor:
-    torch._check(input.shape[-1] == weight.shape[1], lambda: f"input {input.shape} does not fit weight {weight.shape}")
-    return input.new_empty((*input.shape[:-1], weight.shape[0]))
-
-
-def _autograd(input: Tensor, weight: Tensor, bias: Tensor | None, activation: str, negative_slope: float) -> Tensor:
-    if transformed():
-        return act.activate(F.linear(input, weight, bias), activation, negative_slope)
-    if act.saves_pre_activation(activation, negative_slope):  # the op returns no pre-activation: let PyTorch keep it
-        return F.leaky_relu(_linear_act(input, weight, bias, "none", 0.0), negative_slope)
-    return _LinearAct.apply(input, weight, bias, activation, negative_slope, False)
-
-
-def _compute_backward(
-    grad: Tensor,
-    input: Tensor | None,
-    weight: Tensor | None,
-    saved: Tensor | None,
-    activation: str,
-    negative_slope: float,
-    wanted: Sequence[bool],
-) -> list[Tensor]:
-    backend = "reference" if by_reference(OP, grad) else "triton"
-    with torch.autocast(grad.device.type, enabled=False):
-        gradients = _backward(backend, grad, input, weight, saved, activation, negative_slope, wanted)
-    return [gradient for gradient in gradients if gradient is not None]
-
-
-def _fake_backward(
-    grad: Tensor,
-    input: Tensor | None,
-    weight: Tensor | None,
-    saved: Tensor | None,
-    activation: str,
-    negative_slope: float,
-    wanted: Sequence[bool],
-) -> list[Tensor]:
-    outputs = []
-    if wanted[0] and weight is not None:
-        outputs.append(grad.new_empty((*grad.shape[:-1], weight.shape[1])))
-    if wanted[1] and input is not None:
-        outputs.append(grad.new_empty((grad.shape[-1], input.shape[-1])))
-    if wanted[2]:
-        outputs.append(grad.new_empty((grad.shape[-1],)))
-    return outputs
-
-
-def _autograd_backward(*arguments: Any) -> list[Tensor]:
-    gradients = _LinearActBackward.apply(*arguments, False)
-    return [gradient for gradient in gradients if gradient is not None]
-
-
-_linear_act = register_op(
-    "linear_act(Tensor input, Tensor weight, Tensor? bias, str activation, float negative_slope) -> Tensor",
-    compute=_compute,
-    fake=_fake,
-    autograd=_autograd,
-)
-_linear_act_backward = register_op(
-    "linear_act_backward(Tensor grad, Tensor? input, Tensor? weight, Tensor? saved, str activation, "
-    "float negative_slope, bool[3] wanted) -> Tensor[]",
-    compute=_compute_backward,
-    fake=_fake_backward,
-    autograd=_autograd_backward,
-)
+def _dropped(values: Tensor, p: float, rng: Tensor | None) -> Tensor:
+    return F.dropout(values, p) if rng is None else drop.dropped(values, rng, p)

@@ -12,6 +12,7 @@ from torch.autograd import forward_ad
 _LIBRARY = torch.library.Library("fastgan", "FRAGMENT")
 Function = TypeVar("Function", bound=Callable[..., Any])
 _PLAIN = (Tensor, torch.nn.Parameter)
+_any_autocast: Callable[[], bool] = getattr(torch._C, "_is_any_autocast_enabled", lambda: True)
 
 
 def known_when_compiled(function: Function) -> Function:
@@ -50,11 +51,12 @@ def below_autograd() -> Any:
 
 def traced(*tensors: Tensor | None) -> bool:
     """Whether someone must see the op as one operator: a compiler, a dispatch mode, a tensor subclass."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or any(tensor is not None and type(tensor) not in _PLAIN for tensor in tensors)
-    )
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+        return True
+    for tensor in tensors:  # noqa: SIM110 -- a generator would cost as much again as all the rest
+        if tensor is not None and type(tensor) not in _PLAIN:
+            return True
+    return False
 
 
 @known_when_compiled
@@ -65,6 +67,8 @@ def transformed() -> bool:
 
 def autocast(input: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
     """Cast floating tensors on the input's device, other than float64, as autocast does for a matrix product there."""
+    if not _any_autocast():
+        return input, *others
     kind = input.device.type
     if not torch.is_autocast_enabled(kind):
         return input, *others

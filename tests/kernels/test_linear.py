@@ -1,10 +1,9 @@
-"""The linear kernels by themselves: every tile, layout, activation and size against fp64, and their addresses."""
+"""The linear kernels by themselves: every tile, layout, activation, dropout and size against fp64, their addresses."""
 
 from __future__ import annotations
 
 import itertools
-import os
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,13 +15,17 @@ from torch import Tensor
 
 from fastgan.benchmarks.gate import Poisoned, check
 from fastgan.ops.activation import ACTIVATIONS, activate, times_derivative
+from fastgan.ops.dropout import dropped, scale, threshold
 
 pytest.importorskip("triton")
 from fastgan.kernels import linear as kernels
-from fastgan.kernels.tile import Problem, Target, candidates
+from fastgan.kernels import linear_bwd_input as to_input
+from fastgan.kernels import linear_bwd_weight as to_weight
+from fastgan.kernels.tile import Config, Problem, Target, candidates
 
 DEVICES = [pytest.param("cpu", marks=pytest.mark.interpret), pytest.param("cuda", marks=pytest.mark.gpu)]
 DTYPES = {"cpu": [torch.float32, torch.float16], "cuda": [torch.float32, torch.float16, torch.bfloat16]}
+PHI = [("none", 0.0), ("relu", 0.0), ("leaky_relu", 0.2), ("leaky_relu", -0.3), ("tanh", 0.0), ("sigmoid", 0.0)]
 LAYOUTS = ("rows", "columns", "steps", "expanded")
 on_devices = pytest.mark.parametrize("device", DEVICES)
 
@@ -55,8 +58,8 @@ def by_kernels(case: Case) -> tuple[list[Tensor], Tensor | None]:
     x, w, bias, gy, activation, slope = case
     y, pre = kernels.linear_fwd(x, w, bias, activation, slope, slope < 0)
     saved = None if activation == "none" else y if pre is None else pre
-    gx = kernels.linear_bwd_input(gy, saved, w, activation, slope)
-    gw, gb = kernels.linear_bwd_weight(gy, saved, x, activation, slope, True)
+    gx = to_input.linear_bwd_input(gy, saved, w, activation, slope)
+    gw, gb = to_weight.linear_bwd_weight(gy, saved, x, activation, slope, True)
     assert gb is not None
     return [y, gx, gw, gb], saved
 
@@ -105,28 +108,34 @@ def test_sizes_of_zero(device: str, sizes: tuple[int, int, int], activation: str
 
 
 @on_devices
-@pytest.mark.parametrize(
-    "target, dtype",
-    [(Target(80, "tf32"), torch.float16), (Target(86, "tf32"), torch.float16), (Target(80, "ieee"), torch.float32)],
-)
-def test_every_tile(device: str, target: Target, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("precision, dtype", [("tf32", torch.float16), ("ieee", torch.float32)])
+def test_every_tile(device: str, precision: str, dtype: torch.dtype) -> None:
     """Each tile that a GPU's dispatcher may choose, whatever these sizes would make it choose."""
-    case = make(device, dtype, (133, 40, 35), ("rows",) * 3, "leaky_relu", 0.2, True)
+    case = make(device, dtype, (130, 20, 24), ("rows",) * 3, "leaky_relu", 0.2, True)
     x, w, bias, gy, *how = case
     (y, *_), saved = by_kernels(case)
     base, exact = plain(case, saved), plain(double(case), y.double())
-    for vectors in (True, False):
-        for tile in candidates(Problem("linear_fwd", 133, 40, 35, dtype.itemsize, target, vectors=vectors)):
-            out = torch.full_like(y, float("nan"))
-            kernels.fwd_launch(x, w, bias, out, None, *how, target, tile).run()
-            assert check(out, base[0], exact[0]).why is None, tile
-        for tile in candidates(Problem("linear_bwd", 133, 40, 35, dtype.itemsize, target, True, vectors)):
-            gx, gw, gb = (
-                torch.full(size, float("nan"), dtype=dtype, device=device) for size in (x.shape, w.shape, (40,))
-            )
-            kernels.bwd_input_launch(gy, saved, w, gx, *how, target, tile).run()
-            kernels.bwd_weight_launch(gy, saved, x, gw, gb, *how, target, tile).run()
-            assert check([gx, gw, gb], base[1:], exact[1:]).why is None, tile
+    target = Target(80, precision)
+    for tile in tiles("linear_fwd", device, dtype, precision, masked=False):
+        out = torch.full_like(y, float("nan"))
+        kernels.fwd_launch(x, w, bias, out, None, *how, target, config=tile).run()
+        assert check(out, base[0], exact[0]).why is None, tile
+    for tile in tiles("linear_bwd_input", device, dtype, precision, masked=True):
+        gx, gw, gb = (torch.full(size, float("nan"), dtype=dtype, device=device) for size in (x.shape, w.shape, (20,)))
+        to_input.bwd_input_launch(gy, saved, w, gx, *how, target, config=tile).run()
+        to_weight.bwd_weight_launch(gy, saved, x, gw, gb, *how, target, config=tile).run()
+        assert check([gx, gw, gb], base[1:], exact[1:]).why is None, tile
+
+
+def tiles(op: str, device: str, dtype: torch.dtype, precision: str, masked: bool) -> list[Config]:
+    """This card's tiles for large operands; on the CPU those of cards that have all between them."""
+    found = {}
+    archs = (86, 90) if device == "cpu" else (Target.of(torch.empty(0, device=device)).arch,)
+    for arch, vectors in itertools.product(archs, (True, False)):
+        size, target = (4096, 4096, 4096, dtype.itemsize), Target(arch, precision)
+        for tile in candidates(Problem(op, *size, target, masked, vectors, splits=True)):
+            found[str(tile)] = tile
+    return list(found.values())
 
 
 @pytest.mark.gpu
@@ -149,9 +158,61 @@ def test_a_wrong_mask_is_caught(device: str, activation: str, monkeypatch: pytes
     """The rule has teeth: derivatives taken from a saved output that is off by one row fail it."""
     case = make(device, torch.float32, (33, 20, 18), ("rows",) * 3, activation, 0.2, True)
     assert judge(case) is None
-    right = kernels.linear_bwd_input
-    monkeypatch.setattr(kernels, "linear_bwd_input", lambda gy, saved, *rest: right(gy, saved.roll(1, 0), *rest))
+    right = to_input.linear_bwd_input
+    monkeypatch.setattr(to_input, "linear_bwd_input", lambda gy, saved, *rest: right(gy, saved.roll(1, 0), *rest))
     assert judge(case) is not None
+
+
+@on_devices
+@pytest.mark.parametrize("p", [0.3, 0.5, 1.0])
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("activation, slope", PHI)
+def test_dropout(device: str, activation: str, slope: float, first: bool, p: float) -> None:
+    """Before or after the activation; a saved pre-activation is that before both."""
+    rng = torch.tensor([-5, 2**40 + 1], device=device)
+    for dtype in DTYPES[device]:
+        x, w, bias, *_ = make(device, dtype, (37, 41, 20), ("rows", "columns", "rows"), activation, slope, True)
+        assert bias is not None
+
+        def plainly(x: Tensor, w: Tensor, bias: Tensor) -> list[Tensor]:
+            pre = F.linear(x, w, bias)
+            return [dropout_of(pre, rng, activation, slope, p, first), pre]
+
+        with Poisoned():
+            drop = kernels.Dropout(rng, threshold(p), scale(p), first)
+            got = kernels.linear_fwd(x, w, bias, activation, slope, True, dropout=drop)
+        assert check(got, plainly(x, w, bias), plainly(x.double(), w.double(), bias.double())).why is None
+
+
+def dropout_of(pre: Tensor, rng: Tensor, activation: str, slope: float, p: float, first: bool) -> Tensor:
+    """drop(phi(pre)), or phi(drop(pre))."""
+    if first:
+        return activate(dropped(pre, rng, p), activation, slope)
+    return dropped(activate(pre, activation, slope), rng, p)
+
+
+@on_devices
+@pytest.mark.parametrize("p, first", [(None, False), (0.3, True), (0.3, False), (1.0, True), (1.0, False)])
+@pytest.mark.parametrize("activation, slope", PHI)
+def test_through_the_layer_below(device: str, activation: str, slope: float, first: bool, p: float | None) -> None:
+    """The input gradient goes on through the activation, and the dropout, that the input came out of."""
+    rng = torch.tensor([7, -3], device=device)
+    for dtype in DTYPES[device]:
+        pre = operand(37, 21, "rows", dtype, device, 1)
+        w, gy = operand(18, 21, "columns", dtype, device, 2), operand(37, 18, "steps", dtype, device, 3)
+
+        def output(pre: Tensor) -> Tensor:
+            return activate(pre, activation, slope) if p is None else dropout_of(pre, rng, activation, slope, p, first)
+
+        def gradient(pre: Tensor, w: Tensor, gy: Tensor) -> Tensor:
+            pre = pre.clone().requires_grad_()
+            return torch.autograd.grad(F.linear(output(pre), w), pre, gy)[0]
+
+        drop = None if p is None else kernels.Dropout(rng, threshold(p), scale(p), first)
+        below = to_input.Below(pre if slope < 0 else output(pre), activation, slope, drop)
+        with Poisoned():
+            got = to_input.linear_bwd_input(gy, None, w, "none", 0.0, below=below)
+        assert check(got, gradient(pre, w, gy), gradient(pre.double(), w.double(), gy.double())).why is None
 
 
 @on_devices
@@ -174,20 +235,12 @@ def test_tanh_and_sigmoid_keep_their_precision(device: str, size: float) -> None
 FAR = 2**26  # elements from one row to the next: row 32, the first of the second tile, begins 2^31 elements on
 
 
-@pytest.fixture
-def sparse(tmp_path: Path) -> Tensor:
-    """4.3 * 10^9 elements in a file with holes: only the pages that are written take room."""
-    size = 2**32 + 3 * FAR
-    (tmp_path / "sparse").touch()
-    os.truncate(tmp_path / "sparse", 2 * size)
-    return torch.from_file(str(tmp_path / "sparse"), shared=True, size=size, dtype=torch.float16)
-
-
 @pytest.mark.interpret
-def test_addresses_beyond_2_31_elements(sparse: Tensor) -> None:
+def test_addresses_beyond_2_31_elements(sparse: Callable[[torch.dtype], Tensor]) -> None:
     """Fails where an offset is formed in int32: it would wrap around, into the empty first half of the file."""
     near = [operand(34, cols, "rows", torch.float16, "cpu", seed) for seed, cols in enumerate((3, 3, 34))]
-    far = [sparse.as_strided(t.shape, (FAR, 1), 2**31 + 64 * seed).copy_(t) for seed, t in enumerate(near)]
+    room = sparse(torch.float16)
+    far = [room.as_strided(t.shape, (FAR, 1), 2**31 + 64 * seed).copy_(t) for seed, t in enumerate(near)]
     (x, w, gy), (x_far, w_far, gy_far) = near, far
     expected, _ = by_kernels((x, w, None, gy, "leaky_relu", 0.2))
     results, _ = by_kernels((x_far, w_far, None, gy_far, "leaky_relu", 0.2))

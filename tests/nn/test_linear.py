@@ -52,6 +52,15 @@ def test_shows_its_activation() -> None:
         "LinearAct(in_features=2, out_features=3, bias=True, activation=leaky_relu, negative_slope=0.2)"
     )
     assert repr(LinearAct(2, 3, False, activation="tanh")).endswith("bias=False, activation=tanh)")
+    assert repr(LinearAct(2, 3, activation="relu", dropout=0.5)).endswith("activation=relu, dropout=0.5)")
+
+
+def test_drops_in_training_only() -> None:
+    module, x = LinearAct(5, 400, activation="none", dropout=0.5), torch.randn(3, 5)
+    assert 0.3 < float((module(x) == 0).float().mean()) < 0.7
+    assert torch.equal(module.eval()(x), nn.functional.linear(x, module.weight, module.bias))
+    with pytest.raises(UserError, match=r"dropout probability 1\.5"):
+        LinearAct(5, 4, dropout=1.5)
 
 
 def test_unknown_activation_is_refused() -> None:

@@ -100,12 +100,12 @@ def test_explain_lists_every_op_without_a_warning_or_an_error(card: dict[str, ob
     card["capability"] = (7, 0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        (choice,) = backend.explain(GPU)
+        choices = backend.explain(GPU)
+    choice = next(choice for choice in choices if choice.op == "linear_act")
     assert (choice.op, choice.backend) == (OP, "reference")
     assert "Test card" in choice.why
     with fastgan.backend("triton"):
-        (choice,) = backend.explain(CPU)
-    assert choice.backend == "none"
+        assert {choice.backend for choice in backend.explain(CPU)} == {"none"}
 
 
 def test_fake_and_meta_tensors_need_no_gpu() -> None:

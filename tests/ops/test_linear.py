@@ -119,25 +119,6 @@ def test_gradient_penalty_through_a_critic(device: str) -> None:
         torch.testing.assert_close(mine.grad, theirs.grad.float(), rtol=1e-4, atol=1e-6)
 
 
-@pytest.fixture
-def products(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """Counts the kernels' matrix products by name."""
-    from fastgan.kernels import linear as kernels
-
-    counts: Counter[str] = Counter()
-
-    def counting(name: str, run: Callable[..., object]) -> Callable[..., object]:
-        def counted(*arguments: object) -> object:
-            counts[name] += 1
-            return run(*arguments)
-
-        return counted
-
-    for name in ("linear_fwd", "linear_bwd_input", "linear_bwd_weight"):
-        monkeypatch.setattr(kernels, name, counting(name, getattr(kernels, name)))
-    return counts
-
-
 def test_no_gradient_is_formed_that_nobody_asked_for(device: str, products: Counter[str]) -> None:
     make = lambda *size: numbers(*size, device=device, dtype=torch.float32)  # noqa: E731
     z, g, d, head = make(5, 4), make(6, 4), make(7, 6), make(1, 7)

@@ -1,0 +1,307 @@
+"""A chain of linear layers with their norms, activations and dropouts as one function: what passes between is raw.
+
+A layer that is followed by a norm stores its raw output once, with its statistics; the norm and its activation are
+formed where the next layer loads them, and differentiated in the epilogue of that layer's input gradient. One that is
+not stores its activated output; the next layer's input gradient goes through that activation before it is stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from fastgan.ops import activation as act
+from fastgan.ops import dropout as drop
+from fastgan.ops.backend import register
+from fastgan.ops.linear_autograd import apply, differentiate
+from fastgan.ops.linear_compute import Incoming, product, settled, to_input, to_weight
+from fastgan.ops.linear_dropout import apply_with_dropout, through
+from fastgan.ops.registration import asked_for
+
+if TYPE_CHECKING:
+    from fastgan.kernels.norm import Norm
+
+OP = register("chain")
+PARAMETERS = 4  # of a layer: weight, bias, and the norm's weight and bias
+SAVED = 4  # of a layer: output, mean, var, and the seed of its dropout
+
+
+class BatchNorm(NamedTuple):
+    """What a batch norm asks for in this call."""
+
+    eps: float
+    training: bool  # by the batch's statistics
+    running_mean: Tensor | None  # in training, to be moved; else what to go by
+    running_var: Tensor | None
+    tracked: Tensor | None = None  # batches seen before, where the running ones are plain averages
+    momentum: float = 0.0
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One linear layer of a chain and what follows it: a norm, an activation; or an activation and dropout."""
+
+    activation: str = "none"
+    slope: float = 0.0
+    norm: BatchNorm | None = None
+    dropout: float = 0.0
+    dropout_first: bool = False
+
+
+def run(layers: Sequence[Layer], groups: int, input: Tensor, parameters: Sequence[Tensor | None]) -> Tensor:
+    """Run linear layers one into the next, on the kernels.
+
+    Args:
+        layers: what each of them does.
+        groups: equal parts of the batch, one after the other, that have statistics of their own.
+        input: (batch, in_features), of the dtype of the weights.
+        parameters: for each layer weight, bias, and the norm's weight and bias; None for those it lacks.
+
+    Returns:
+        (batch, out_features) of the last layer. Differentiable as often as asked.
+    """
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (input, *parameters)):
+        output: Tensor = _Chain.apply(tuple(layers), groups, input, *parameters)
+        return output
+    return _forward(layers, groups, input, parameters, keep=False)[0]
+
+
+class _Chain(Function):
+    @staticmethod
+    def forward(ctx: Any, layers: tuple[Layer, ...], groups: int, input: Tensor, *parameters: Tensor | None) -> Tensor:
+        ctx.set_materialize_grads(False)
+        output, kept = _forward(layers, groups, input, parameters, keep=True)
+        ctx.save_for_backward(input, *parameters, *kept)
+        ctx.layers, ctx.groups = layers, groups
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        layers, count = ctx.layers, PARAMETERS * len(ctx.layers)
+        if grad is None:
+            return (None,) * (3 + count)
+        input, *rest = ctx.saved_tensors
+        tape = Tape(layers, ctx.groups, input, rest[:count], rest[count:])
+        wanted = asked_for(ctx)[2:]
+        if not torch.is_grad_enabled():
+            return (None, None, *_backward(tape, grad, wanted))
+        if tape.straight and not any(wanted[1:]):
+            return (None, None, _straight_backward(tape, grad), *(None,) * count)
+        return (None, None, *_recorded_backward(tape, grad, wanted))
+
+
+class Tape(NamedTuple):
+    """What a forward pass leaves for its backward pass."""
+
+    layers: tuple[Layer, ...]
+    groups: int
+    input: Tensor
+    parameters: Sequence[Tensor | None]
+    kept: Sequence[Tensor | None]
+
+    @property
+    def straight(self) -> bool:
+        """Whether the gradient of the input depends on the weights alone."""
+        return all(layer.norm is None and layer.activation not in act.SMOOTH for layer in self.layers)
+
+    def of(self, at: int) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        """Return weight and bias of a layer, and those of its norm."""
+        weight, bias, gamma, beta = self.parameters[PARAMETERS * at : PARAMETERS * (at + 1)]
+        assert weight is not None
+        return weight, bias, gamma, beta
+
+    def output(self, at: int) -> Tensor | None:
+        """Return the output of a layer, raw where a norm follows."""
+        return self.kept[SAVED * at]
+
+    def seed(self, at: int) -> Tensor | None:
+        """Return the seed of a layer's dropout."""
+        return self.kept[SAVED * at + 3]
+
+    def norm(self, at: int) -> Norm | None:
+        """Return the norm behind a layer, as the kernels take it."""
+        layer, mean, var = self.layers[at], *self.kept[SAVED * at + 1 : SAVED * at + 3]
+        return _norm(layer, mean, var, *self.of(at)[2:]) if layer.norm is not None else None
+
+
+def _norm(layer: Layer, mean: Tensor | None, var: Tensor | None, gamma: Tensor | None, beta: Tensor | None) -> Norm:
+    from fastgan.kernels.norm import Norm
+
+    assert layer.norm is not None and mean is not None and var is not None
+    return Norm(mean, var, gamma, beta, layer.norm.eps, layer.activation, layer.slope)
+
+
+def _forward(
+    layers: Sequence[Layer], groups: int, input: Tensor, parameters: Sequence[Tensor | None], keep: bool
+) -> tuple[Tensor, list[Tensor | None]]:
+    from fastgan.kernels.batch_norm_act import batch_norm_act_fwd
+    from fastgan.kernels.norm import Statistics
+
+    kept: list[Tensor | None] = []
+    u, norm = input, None
+    for at, layer in enumerate(layers):
+        weight, bias, gamma, beta = parameters[PARAMETERS * at : PARAMETERS * (at + 1)]
+        assert weight is not None
+        statistics = seed = dropout = mean = var = None
+        if layer.norm is not None and layer.norm.training:
+            mean, var = torch.empty((2, groups, weight.shape[0]), dtype=torch.float32, device=u.device)
+            statistics = Statistics(mean, var, *layer.norm[2:])
+        elif layer.norm is not None and layer.norm.running_mean is not None and layer.norm.running_var is not None:
+            mean, var = layer.norm.running_mean[None], layer.norm.running_var[None]
+            if keep:  # a later training pass may move them before this one's gradient is formed
+                mean, var = mean.clone(), var.clone()
+        if layer.dropout:
+            seed = drop.draw(u.device)
+            dropout = _dropout(layer, seed)
+        how = (layer.activation, layer.slope) if layer.norm is None else ("none", 0.0)
+        u = product(u, weight, bias, *how, norm=norm, dropout=dropout, statistics=statistics)[0]
+        norm = None if layer.norm is None else _norm(layer, mean, var, gamma, beta)
+        kept += [u, mean, var, seed]
+    if norm is not None:
+        return batch_norm_act_fwd(u, norm), kept
+    if layers[-1].activation == "none":
+        kept[-SAVED] = None
+    return u, kept
+
+
+def _dropout(layer: Layer, seed: Tensor) -> Any:
+    from fastgan.kernels.linear import Dropout
+
+    return Dropout(seed, drop.threshold(layer.dropout), drop.scale(layer.dropout), layer.dropout_first)
+
+
+def _backward(tape: Tape, grad: Tensor, wanted: Sequence[bool]) -> list[Tensor | None]:
+    """Form the wanted gradients from the last layer down, and none below the lowest that is wanted."""
+    from fastgan.kernels.norm import Correction
+
+    results: list[Tensor | None] = [None] * len(wanted)
+    last = len(tape.layers) - 1
+    incoming = _through_the_end(tape, grad, wanted, results)
+    for at in range(last, -1, -1):
+        weight = tape.of(at)[0]
+        operand = tape.input if at == 0 else tape.output(at - 1)
+        norm = tape.norm(at - 1) if at else None
+        own = 1 + PARAMETERS * at
+        assert operand is not None
+        incoming = settled(incoming, weight if any(wanted[:own]) else None, operand if wanted[own] else None)
+        if wanted[own] or wanted[own + 1]:
+            gw, gb = to_weight(incoming, operand, wanted[own + 1], norm=norm)
+            results[own], results[own + 1] = gw if wanted[own] else None, gb
+        if not any(wanted[:own]):
+            break
+        if at == 0:
+            results[0] = to_input(incoming, weight)
+        elif norm is not None:
+            to = _places(tape, at - 1, wanted, results)
+            g = to_input(incoming, weight, norm=norm, raw=operand, to=to)
+            correction = None if to.lift is None else Correction(norm.mean, to.lift, to.tilt)
+            incoming = Incoming(g, None if correction is None else operand, correction=correction)
+        else:
+            incoming = Incoming(to_input(incoming, weight, below=_below(tape, at - 1)))
+    return results
+
+
+def _through_the_end(tape: Tape, grad: Tensor, wanted: Sequence[bool], results: list[Tensor | None]) -> Incoming:
+    """Take the incoming gradient through what follows the last product."""
+    from fastgan.kernels.batch_norm_act import batch_norm_act_bwd
+    from fastgan.kernels.norm import Correction
+
+    last = len(tape.layers) - 1
+    layer, y, norm, seed = tape.layers[last], tape.output(last), tape.norm(last), tape.seed(last)
+    if norm is not None and y is not None:
+        to = _places(tape, last, wanted, results)
+        g = batch_norm_act_bwd(grad, y, norm, to)
+        correction = None if to.lift is None else Correction(norm.mean, to.lift, to.tilt)
+        return Incoming(g, None if correction is None else y, correction=correction)
+    if seed is not None:
+        g = through(grad, y, seed, layer.activation, layer.slope, layer.dropout, layer.dropout_first)
+        return Incoming(g)
+    return Incoming(grad, y, layer.activation, layer.slope)
+
+
+def _places(tape: Tape, at: int, wanted: Sequence[bool], results: list[Tensor | None]) -> Any:
+    """Make room for the gradients of the norm behind a layer, those that anybody will use."""
+    from fastgan.kernels.norm import NormGradients
+
+    layer, (_, _, gamma, beta), own = tape.layers[at], tape.of(at), 1 + PARAMETERS * at
+    lift = tilt = None
+    norm = tape.norm(at)
+    assert norm is not None and layer.norm is not None
+    if layer.norm.training and any(wanted[: own + 2]):
+        lift, tilt = torch.empty((2, *norm.mean.shape), dtype=torch.float32, device=norm.mean.device)
+    for place, vector in ((own + 2, gamma), (own + 3, beta)):
+        if wanted[place] and vector is not None:
+            results[place] = torch.empty_like(vector)
+    return NormGradients(lift, tilt, results[own + 2], results[own + 3])
+
+
+def _below(tape: Tape, at: int) -> Any:
+    from fastgan.kernels.linear_bwd_input import Below
+
+    layer, y, seed = tape.layers[at], tape.output(at), tape.seed(at)
+    if y is None or (layer.activation == "none" and seed is None):
+        return None
+    return Below(y, layer.activation, layer.slope, None if seed is None else _dropout(layer, seed))
+
+
+def _straight_backward(tape: Tape, grad: Tensor) -> Tensor:
+    """Form the gradient of the input with a graph of its own: a penalty through it costs no second forward pass."""
+    for at in range(len(tape.layers) - 1, -1, -1):
+        layer, mask, seed, how = tape.layers[at], tape.output(at), tape.seed(at), ("none", 0.0)
+        if seed is not None:
+            grad = through(grad, mask, seed, layer.activation, layer.slope, layer.dropout, layer.dropout_first)
+            mask = None
+        elif layer.activation == "none":
+            mask = None
+        else:
+            how = (layer.activation, layer.slope)
+        gradient = differentiate(grad, None, tape.of(at)[0], mask, (True, False, False), *how, True)[0]
+        assert gradient is not None
+        grad = gradient
+    return grad
+
+
+def _recorded_backward(tape: Tape, grad: Tensor, wanted: Sequence[bool]) -> Iterator[Tensor | None]:
+    """Form gradients of any order: run the layers again with plain arithmetic on the norms, and let autograd follow."""
+    operands = (tape.input, *tape.parameters)
+    asked = [t for t, want in zip(operands, wanted, strict=True) if want and t is not None]
+    with torch.enable_grad():
+        gradients = iter(torch.autograd.grad(_recorded(tape), asked, grad, create_graph=True, allow_unused=True))
+    return (next(gradients) if want and t is not None else None for t, want in zip(operands, wanted, strict=True))
+
+
+def _recorded(tape: Tape) -> Tensor:
+    u = tape.input
+    for at, layer in enumerate(tape.layers):
+        weight, bias, gamma, beta = tape.of(at)
+        seed = tape.seed(at)
+        if layer.norm is not None:
+            u = apply(u, weight, bias, "none", 0.0, True)
+            mean, var = (tape.kept[SAVED * at + 1], tape.kept[SAVED * at + 2])
+            u = normalise(u, gamma, beta, layer.norm.eps, tape.groups, None if layer.norm.training else (mean, var))
+            u = act.activate(u, layer.activation, layer.slope)
+        elif seed is not None:
+            more = (layer.activation, layer.slope, layer.dropout, layer.dropout_first)
+            u = apply_with_dropout(u, weight, bias, seed, *more)
+        else:
+            u = apply(u, weight, bias, layer.activation, layer.slope, True)
+    return u
+
+
+def normalise(
+    y: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: float, groups: int, frozen: tuple[Any, Any] | None
+) -> Tensor:
+    """Batch norm of y (batch, features) in plain arithmetic, each group by its own or all by the frozen statistics."""
+    parts = y.float().unflatten(0, (groups, -1))
+    if frozen is None:
+        var, mean = torch.var_mean(parts, 1, correction=0, keepdim=True)
+    else:
+        mean, var = frozen[0].float(), frozen[1].float()
+    out = ((parts - mean) * torch.rsqrt(var + eps)).flatten(0, 1)
+    out = out if gamma is None else out * gamma
+    return (out if beta is None else out + beta).to(y.dtype)
