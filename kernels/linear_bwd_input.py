@@ -199,7 +199,7 @@ def bwd_input_problem(
     """Describe the input gradient's product to the choice of a tile: what stands beside it takes registers."""
     op = "linear_bwd_input" if norm is None else "linear_bwd_input_norm"
     size = gy.shape[0], w.shape[1], gy.shape[1], gy.dtype.itemsize
-    room = 32 if norm or correction else 64 if below else 128
+    room = 16 if norm and correction else 32 if norm or correction else 64 if below else 128
     return Problem(op, *size, target, saved is not None, regular(gy, w), True, room)
 
 

@@ -301,6 +301,12 @@ _CASES = (
     _Case(gy="expanded"),
     *(_Case(N=N, K=K) for N, K in ((1, 512), (256, 1), (255, 512), (256, 511), (255, 511))),
 )
+_FORMS = (
+    (torch.bfloat16, "tf32", _CASES),
+    (torch.float32, "tf32", _CASES),
+    (torch.float16, "tf32", _CASES[:1]),
+    (torch.float32, "ieee", _CASES[:5]),
+)
 
 
 def _meta(rows: int, cols: int, layout: str, dtype: torch.dtype) -> Tensor:
@@ -329,8 +335,7 @@ def _launches(case: _Case, dtype: torch.dtype, target: Target) -> Iterator[tuple
 def variants(arch: int) -> Iterator[Variant]:
     """Yield every compiled form that the dispatcher can choose on compute capability arch / 10, each once."""
     seen = set()
-    forms = ((torch.bfloat16, "tf32"), (torch.float16, "tf32"), (torch.float32, "tf32"), (torch.float32, "ieee"))
-    for (dtype, precision), case in product(forms, _CASES):
+    for dtype, precision, case in ((dtype, precision, case) for dtype, precision, cases in _FORMS for case in cases):
         kind = precision if dtype == torch.float32 else str(dtype).removeprefix("torch.")
         for form, launch in _launches(case, dtype, Target(arch, precision)):
             rows = 0 if precision == "ieee" else launch.config.rows

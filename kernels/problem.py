@@ -136,6 +136,8 @@ def refusal(problem: Problem, config: Config) -> str | None:
         return f"{config.warps} warps of {config.registers} registers: a multiprocessor has {REGISTERS}"
     if config.split > 1 and not problem.splits:
         return "this launch does not share tiles"
+    if config.split > 1 and problem.accumulators < 32 and accumulators >= problem.accumulators:
+        return f"{accumulators} accumulators a thread: with so much beside the product a shared tile would spill"
     if config.split > 1 and accumulators > MOST_ACCUMULATORS_WIDE:
         return f"{accumulators} accumulators a thread: above {MOST_ACCUMULATORS_WIDE} a shared tile would spill"
     return None

@@ -21,6 +21,7 @@ from fastgan.kernels.problem import GROUP, LEAST_SHARED_BYTES, WGMMA, Config, Pr
 __all__ = [
     "GROUP",
     "LEAST_SHARED_BYTES",
+    "WGMMA",
     "Config",
     "Problem",
     "Target",
@@ -65,7 +66,8 @@ def _core(problem: Problem) -> list[Config]:
     if problem.kind == "ieee":  # plain FMA: an operand's whole depth stands in registers
         return [Config(64, 64, 16, 8, 255), Config(32, 32, 16, 4, 255)]
     if not problem.vectors:  # an address for each element: fewer elements for each thread
-        return [Config(64, 64, 32, 8, 255), Config(32, 32, 32, 4, 168 if plain else 255)]
+        small = Config(32, 32, 32, 4, 168 if plain and item_bytes == 2 else 255)
+        return [small] if problem.accumulators < 32 and item_bytes == 4 else [Config(64, 64, 32, 8, 255), small]
     large = [Config(128, 256, line, 8, 255)] if arch in WGMMA else []
     large.append(Config(128, 128, line, 8, 255))
     if refusal(problem, large[-1]) is not None:

@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
     if arguments:
         raise UserError(f"fastgan doctor takes no arguments, not {' '.join(arguments)}")
     for title, facts in (("machine", _machine()), ("libraries", _libraries()), ("backends", _backends())):
-        say("\n".join([title, *(f"  {name:17} {fact}" for name, fact in facts)]))
+        say("\n".join([title, *(f"  {name:21} {fact}" for name, fact in facts)]))
     return 0
 
 
@@ -78,6 +78,19 @@ def _backends() -> Iterator[tuple[str, str]]:
     for device in devices:
         for choice in backend.explain(torch.device(device)):
             yield f"{choice.op} {device}", f"{choice.backend}: {choice.why}"
+    for index in range(torch.cuda.device_count()):
+        yield f"tiles cuda:{index}", _tiles(torch.cuda.get_device_name(index))
+
+
+def _tiles(name: str) -> str:
+    """Say where the choice of tiles on a card comes from."""
+    from fastgan.kernels import problem, tables
+
+    gpu = problem.slug(name)
+    for path in (tables.local_path(gpu), tables.PACKAGED / f"{gpu}.json"):
+        if path.is_file():
+            return f"as measured: {path}"
+    return f"by estimate: there is no tuned table for {gpu}; `fastgan bench tune` writes one"
 
 
 def _version(name: str) -> str:
