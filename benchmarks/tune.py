@@ -260,8 +260,9 @@ def entries_of(path: Path, setting: Setting) -> list[Entry]:
 
 def keep(path: Path, setting: Setting, entry: Entry) -> None:
     """Put an entry into the table, whole or not at all, and let this process choose by it."""
+    from fastgan.kernels.launch import forget
     from fastgan.kernels.tables import merged, write
-    from fastgan.kernels.tile import forget
+    from fastgan.ops import linear_choice
 
     known = entries_of(path, setting)
     try:
@@ -269,6 +270,7 @@ def keep(path: Path, setting: Setting, entry: Entry) -> None:
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}; name another place by --out") from error
     forget()
+    linear_choice.forget()
 
 
 def closing(rows: Sequence[Row]) -> Iterator[str]:

@@ -32,6 +32,7 @@ ALONE = 2  # times slower: operands that load element by element
 SIDE = 48  # of a tile, at which half of the matrix rate is reached
 PEAK = 0.85  # of the matrix rate, by a tile without end
 LIBRARY_GAIN = 0.85  # cuBLAS's time over ours, by the same tile
+FORMED = 22e3  # elements a us that a multiprocessor normalises while it loads them
 SURELY = 1.2  # how much faster the library must be expected to be
 
 
@@ -143,6 +144,20 @@ def gathering_us(problem: Problem, config: Config, processors: int) -> float:
     return GATHER + config.split * (max(PART, part / LONE_PACE) + (queue - 1) * part / L2_PACE)
 
 
+def forming_us(problem: Problem, config: Config, elements: int) -> float:
+    """Return what normalising that many elements in operand loads takes, in all."""
+    processors = problem.target.multiprocessors or CARDS[known(problem.target.arch)].multiprocessors
+    return elements / (FORMED * processors)
+
+
+def pass_us(problem: Problem, elements: float) -> float:
+    """Return what an elementwise kernel takes that reads and writes that many elements."""
+    card = CARDS[known(problem.target.arch)]
+    moved = 2 * elements * problem.item_bytes
+    resident = moved < RESIDENT * card.l2_mb * 1e6
+    return LAUNCH + moved / (L2_PACE * card.multiprocessors if resident else card.gbs * 1e3)
+
+
 LIBRARY = tuple(  # what cuBLAS has at least; it shares reductions too
     Config(rows, cols, 0, warps, 255, split=split)
     for rows, cols, warps in ((128, 256, 8), (128, 128, 8), (64, 64, 4), (32, 32, 4))
@@ -159,12 +174,9 @@ def library_estimate(problem: Problem) -> float:
     plain = replace(problem, masked=False, splits=True)
     depth = 16 if problem.kind == "ieee" else 128 // problem.item_bytes
     tiles = (replace(config, depth=depth) for config in LIBRARY)
-    card = CARDS[known(problem.target.arch)]
     product = min(estimate(plain, tile) for tile in tiles if tile.split == 1 or tile.trips(problem.depth) > 1)
     backward = "bwd" in problem.op
     if backward and not problem.masked:
         return LIBRARY_GAIN * product
-    elements = problem.rows * problem.depth * 3 if backward else problem.rows * problem.cols * 2
-    moved = elements * problem.item_bytes
-    resident = moved < RESIDENT * card.l2_mb * 1e6
-    return LIBRARY_GAIN * product + LAUNCH + moved / (L2_PACE * card.multiprocessors if resident else card.gbs * 1e3)
+    elements = problem.rows * problem.depth * 3 / 2 if backward else problem.rows * problem.cols
+    return LIBRARY_GAIN * product + pass_us(problem, elements)

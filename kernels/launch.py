@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from triton import knobs
 
+from fastgan.kernels import tile
 from fastgan.kernels.replay import Replay, UnlikeError
 from fastgan.kernels.ticket import tickets
 from fastgan.kernels.tile import Config
@@ -175,6 +176,12 @@ def submit(
     else:
         with torch.cuda.device(device):
             replay(operand, device, addresses)
+
+
+def forget() -> None:
+    """Choose anew from now on: tables have been written."""
+    _replays.clear()
+    tile.forget()
 
 
 def slow_launches() -> dict[str, str]:

@@ -16,6 +16,7 @@ from torch import Tensor
 SHARED_BYTES = {80: 166_912, 87: 166_912, 90: 232_448, 100: 232_448, 103: 232_448}  # a block's opt-in limit
 LEAST_SHARED_BYTES = 101_376  # 99 KB: sm_86, sm_89, sm_120, and whatever is not listed
 BARRIER_BYTES = 2_048  # what a pipeline needs beside its tiles, rounded up
+VECTOR_BYTES = 2_048  # what the vectors of a normalised operand may add
 REGISTERS = 65_536  # of a multiprocessor
 WGMMA = (90, 100, 103)  # whose tensor cores read the columns' operand, and accumulate on sm_100, beside the registers
 MOST_REGISTERS = 232  # there, by ``Config.registers_needed``: above it, compiled kernels were seen to spill
@@ -64,7 +65,7 @@ class Config:
 
     def tiles(self, rows: int, cols: int) -> int:
         """Count the tiles of an output of that size: at least one, which may have a bias gradient to write."""
-        return max(1, -(-rows // self.rows) * -(-cols // self.cols))
+        return max(1, -(-rows // self.rows)) * max(1, -(-cols // self.cols))
 
     def programs(self, rows: int, cols: int) -> int:
         """Count the programs: as many for each tile as share its reduction."""
@@ -121,9 +122,9 @@ class Problem:
 def refusal(problem: Problem, config: Config) -> str | None:
     """Say why a tile cannot be run for a problem; None where it can."""
     arch, item_bytes, masked = problem.target.arch, problem.item_bytes, problem.masked
-    if not config.fits(arch, item_bytes, masked):
-        limit = SHARED_BYTES.get(arch, LEAST_SHARED_BYTES)
-        return f"{config.shared_bytes(item_bytes, masked)} bytes of shared memory: a block may have {limit}"
+    shared = config.shared_bytes(item_bytes, masked) + (VECTOR_BYTES if problem.op.endswith("_norm") else 0)
+    if shared > (limit := SHARED_BYTES.get(arch, LEAST_SHARED_BYTES)):
+        return f"{shared} bytes of shared memory: a block may have {limit}"
     needed = config.registers_needed(item_bytes, masked)
     most = MOST_REGISTERS if arch in WGMMA else MOST_REGISTERS_ELSEWHERE
     if needed > most and problem.kind != "ieee" and problem.vectors:

@@ -6,6 +6,8 @@ together. Sums are then the same bits whoever came last. A ticket is one int32 t
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import torch
 import triton
 import triton.language as tl
@@ -38,5 +40,17 @@ def tickets(operand: Tensor, count: int) -> Tensor:
     key = (at, torch._C._cuda_getCurrentRawStream(at))
     buffer = _buffers.get(key)
     if buffer is None or buffer.numel() < count:
-        buffer = _buffers[key] = torch.zeros(max(LEAST, count), dtype=torch.int32, device=operand.device)
+        buffer = _buffers[key] = _lasting(max(LEAST, count), operand.device)
     return buffer
+
+
+def _lasting(count: int, device: torch.device) -> Tensor:
+    """Return zeros that outlive a compiler's warm-up, whose memory pool takes all that its own thread allocates."""
+    stream = torch.cuda.current_stream(device)
+
+    def zeros() -> Tensor:
+        with torch.cuda.stream(stream):
+            return torch.zeros(count, dtype=torch.int32, device=device)
+
+    with ThreadPoolExecutor(1) as other:
+        return other.submit(zeros).result()

@@ -27,6 +27,7 @@ __all__ = [
     "Target",
     "candidates",
     "choose",
+    "in_load",
     "prefers_library",
     "refusal",
     "refused",
@@ -134,9 +135,24 @@ def prefers_library(problem: Problem) -> bool:
     return cost.SURELY * cost.library_estimate(problem) < cost.estimate(problem, choose(problem))
 
 
+@functools.lru_cache(maxsize=4096)
+def in_load(problem: Problem, plain: Problem) -> bool:
+    """Whether an operand is normalised where ``problem`` loads it, rather than once, stored, for ``plain`` to load.
+
+    Every tile across loads it anew, and the vectors leave less room for accumulators; a pass takes a launch and memory.
+    """
+    tile = choose(problem)
+    if "weight" in problem.op:  # the columns' operand
+        elements, times = problem.cols * problem.depth, -(-problem.rows // tile.rows)
+    else:
+        elements, times = problem.rows * problem.depth, -(-problem.cols // tile.cols)
+    here = cost.estimate(problem, tile) + cost.forming_us(problem, tile, elements * times)
+    return here <= cost.estimate(plain, choose(plain)) + cost.pass_us(plain, elements)
+
+
 def forget() -> None:
     """Choose anew from now on: tables have been written."""
-    for cached in (choose, prefers_library, tables.load):
+    for cached in (choose, prefers_library, in_load, tables.load):
         cached.cache_clear()
 
 

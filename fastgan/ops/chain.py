@@ -188,7 +188,9 @@ def _backward(tape: Tape, grad: Tensor, wanted: Sequence[bool]) -> list[Tensor |
         norm = tape.norm(at - 1) if at else None
         own = 1 + PARAMETERS * at
         assert operand is not None
-        incoming = settled(incoming, weight if any(wanted[:own]) else None, operand if wanted[own] else None)
+        below = _below(tape, at - 1) if at and norm is None else None
+        readers = weight if any(wanted[:own]) else None, operand if wanted[own] else None
+        incoming = settled(incoming, *readers, below, norm)
         if wanted[own] or wanted[own + 1]:
             gw, gb = to_weight(incoming, operand, wanted[own + 1], norm=norm)
             results[own], results[own + 1] = gw if wanted[own] else None, gb
@@ -202,7 +204,7 @@ def _backward(tape: Tape, grad: Tensor, wanted: Sequence[bool]) -> list[Tensor |
             correction = None if to.lift is None else Correction(norm.mean, to.lift, to.tilt)
             incoming = Incoming(g, None if correction is None else operand, correction=correction)
         else:
-            incoming = Incoming(to_input(incoming, weight, below=_below(tape, at - 1)))
+            incoming = Incoming(to_input(incoming, weight, below=below))
     return results
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from fastgan.ops import activation as act
 from fastgan.ops import linear_compute as linear
 from fastgan.ops.backend import by_reference, register
+from fastgan.ops.linear_choice import by_library
 
 OP = register("concat_linear_act")
 MOST = 3  # parts that the kernels take
@@ -101,7 +102,7 @@ def forward(
     given, keeps_pre = rows(parts), act.saves_pre_activation(activation, negative_slope)
     how = (weight, bias, activation, negative_slope, keeps_pre)
     (N, K), before = weight.shape, leading(parts[0])
-    if linear.by_library("concat_linear_fwd", math.prod(before), N, K, weight):
+    if by_library("concat_linear_fwd", math.prod(before), N, K, weight):
         output, pre = linear.product(formed(given), *how)
     else:
         from fastgan.kernels.concat_linear import concat_linear_fwd
@@ -160,7 +161,7 @@ def to_weight(incoming: linear.Incoming, parts: Sequence[Part], with_bias: bool)
     """Return g^T cat(parts), and the sum of g over the batch where it is asked for."""
     g, saved, activation, slope, _ = incoming
     columns = sum(values.shape[1] for values, _ in parts)
-    if linear.by_library("concat_linear_bwd_weight", g.shape[1], columns, g.shape[0], g):
+    if by_library("concat_linear_bwd_weight", g.shape[1], columns, g.shape[0], g):
         return linear.to_weight(incoming, formed(parts), with_bias)
     from fastgan.kernels.concat_linear import concat_linear_bwd_weight
 

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastgan.ops import activation as act
-from fastgan.ops.backend import only_ours, register
+from fastgan.ops.backend import register
+from fastgan.ops.linear_choice import by_library, in_load, room
 
 if TYPE_CHECKING:
     from fastgan.kernels.linear import Dropout
@@ -23,10 +24,9 @@ if TYPE_CHECKING:
     from fastgan.kernels.norm import Correction, Norm, NormGradients, Statistics
 
 OP = register("linear_act")
-MOST_KEPT = 4096  # choices
+MOST_ROWS = 16_384  # whose tiles one program sums up behind a product: more of them, and a pass of its own is faster
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]  # of input, weight and bias, where they are wanted
-_choices: dict[tuple[Any, ...], bool] = {}
 
 
 class Incoming(NamedTuple):
@@ -125,8 +125,16 @@ def product(
     """
     from fastgan.kernels import linear as kernels
 
-    library = by_library("linear_fwd", x.shape[0], weight.shape[0], x.shape[1], x)
-    if norm is not None and (library or not _in_load(x, weight.shape[0])):
+    (M, K), N = x.shape, weight.shape[0]
+    if statistics is not None and M > MOST_ROWS:
+        y, _ = product(x, weight, bias, activation, slope, norm=norm)
+        _measured(y, statistics)
+        return y, None
+    beside = (dropout, statistics, store_pre or None)
+    library = by_library("linear_fwd", M, N, K, x, room=room(norm, *beside))
+    if norm is not None and (
+        library or not in_load("linear_fwd", M, N, K, x, False, room(norm, *beside), room(*beside))
+    ):
         x, norm = _normalised(x, norm), None
     if library:
         return _product_by_library(x, weight, bias, activation, slope, store_pre, dropout, statistics)
@@ -149,9 +157,7 @@ def _product_by_library(
     if activation == "none" and dropout is None:
         y = F.linear(x, weight, bias)
         if statistics is not None:
-            from fastgan.kernels.batch_norm_act import batch_norm_stats
-
-            batch_norm_stats(y, statistics)
+            _measured(y, statistics)
         return y, None
     from fastgan.kernels.bias_act import bias_act_fwd
 
@@ -159,16 +165,32 @@ def _product_by_library(
     return bias_act_fwd(v, bias, activation, slope, **_drawn(dropout), store_pre=store_pre, in_place=True)
 
 
-def settled(incoming: Incoming, weight: Tensor | None, x: Tensor | None) -> Incoming:
+def settled(
+    incoming: Incoming, weight: Tensor | None, x: Tensor | None, below: Below | None = None, norm: Norm | None = None
+) -> Incoming:
     """Form g once where the library will read it: it cannot do so while it loads."""
-    M, N = incoming.grad.shape
     if incoming.saved is None:
         return incoming
-    if (weight is not None and by_library("linear_bwd_input", M, weight.shape[1], N, incoming.grad, True)) or (
-        x is not None and by_library("linear_bwd_weight", N, x.shape[1], M, incoming.grad, True)
-    ):
+    if weight is not None and _input_by_library(incoming, weight, below, norm):
+        return Incoming(_formed(incoming))
+    if x is not None and _weight_by_library(incoming, x, norm):
         return Incoming(_formed(incoming))
     return incoming
+
+
+def _input_by_library(incoming: Incoming, weight: Tensor, below: Below | None, norm: Norm | None) -> bool:
+    (M, N), K, masked = incoming.grad.shape, weight.shape[1], incoming.saved is not None
+    heavy = 32 if norm is not None or incoming.correction is not None else room(below)
+    return by_library("linear_bwd_input", M, K, N, incoming.grad, masked, heavy)
+
+
+def _weight_by_library(incoming: Incoming, x: Tensor, norm: Norm | None) -> bool:
+    (M, N), K, masked = incoming.grad.shape, x.shape[1], incoming.saved is not None
+    return by_library("linear_bwd_weight", N, K, M, incoming.grad, masked, _weight_room(incoming, norm))
+
+
+def _weight_room(incoming: Incoming, norm: Norm | None) -> int:
+    return (128, 32, 16)[(norm is not None) + (incoming.correction is not None)]
 
 
 def to_input(
@@ -182,12 +204,16 @@ def to_input(
 ) -> Tensor:
     """Return g weight [M, K], gone through the activation below, or through the norm of the output ``raw``."""
     g, saved, activation, slope, correction = incoming
-    if not by_library("linear_bwd_input", g.shape[0], weight.shape[1], g.shape[1], g, saved is not None):
+    tall = to is not None and g.shape[0] > MOST_ROWS
+    if not tall and not _input_by_library(incoming, weight, below, norm):
         from fastgan.kernels.linear_bwd_input import linear_bwd_input
 
         more: dict[str, Any] = {"correction": correction, "below": below, "norm": norm, "raw": raw, "to": to}
         return linear_bwd_input(g, saved, weight, activation, slope, **more)
-    gx = torch.mm(_formed(incoming), weight)
+    if tall:
+        gx = to_input(incoming, weight)
+    else:
+        gx = torch.mm(_formed(incoming), weight)
     if norm is not None and raw is not None:
         from fastgan.kernels.batch_norm_act import batch_norm_act_bwd
 
@@ -205,9 +231,12 @@ def to_weight(
 ) -> tuple[Tensor, Tensor | None]:
     """Return g^T u [N, K], u being x or x normalised, and the sum of g over the batch where it is asked for."""
     g, saved, activation, slope, correction = incoming
-    library = by_library("linear_bwd_weight", g.shape[1], x.shape[1], g.shape[0], g, saved is not None)
-    if norm is not None and (library or not _in_load(x, g.shape[1])):
-        x, norm = _normalised(x, norm), None
+    library = _weight_by_library(incoming, x, norm)
+    if norm is not None:
+        size, masked = (g.shape[1], x.shape[1], g.shape[0]), saved is not None
+        rooms = _weight_room(incoming, norm), _weight_room(incoming, None)
+        if library or not in_load("linear_bwd_weight", *size, g, masked, *rooms):
+            x, norm = _normalised(x, norm), None
     if library:
         g = _formed(incoming)
         return torch.mm(g.t(), x), g.sum(0) if with_bias else None
@@ -216,37 +245,10 @@ def to_weight(
     return linear_bwd_weight(g, saved, x, activation, slope, with_bias, correction=correction, norm=norm)
 
 
-def by_library(op: str, rows: int, cols: int, depth: int, operand: Tensor, masked: bool = False) -> bool:
-    """Whether cuBLAS makes a product of that size, rows x cols sums over depth, on the operand's device.
+def _measured(y: Tensor, statistics: Statistics) -> None:
+    from fastgan.kernels.batch_norm_act import batch_norm_stats
 
-    ``masked``: the incoming gradient has yet to go through something.
-    """
-    if only_ours() or not rows * cols * depth:
-        return False
-    exact = operand.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision
-    key = (op, rows, cols, depth, operand.dtype, operand.device, exact, masked)
-    choice = _choices.get(key)
-    if choice is None:
-        from fastgan.kernels.tile import Problem, Target, prefers_library
-
-        if len(_choices) >= MOST_KEPT:
-            _choices.clear()
-        target = Target.of(operand)
-        vectors = depth % 16 == 0 and cols % 16 == 0
-        size = rows, cols, depth, operand.dtype.itemsize
-        problem = Problem(op, *size, target, masked, vectors, splits=True, accumulators=128)
-        choice = _choices[key] = prefers_library(problem)
-    return choice
-
-
-def _in_load(x: Tensor, features: int) -> bool:
-    """Whether a normalised operand is formed where it is loaded, rather than once and stored.
-
-    Every 128 columns of the result load it anew, at about 3 elements a picosecond of a large card's arithmetic; a pass
-    of its own takes a launch and the memory's time, about 1 element a picosecond.
-    """
-    size = x.numel()
-    return -(-features // 128) * size / 3 < size + 1.5e6
+    batch_norm_stats(y, statistics)
 
 
 def _normalised(x: Tensor, norm: Norm) -> Tensor:

@@ -123,7 +123,10 @@ class Trainer:
         """The device, its precision, and the backend that the fused ops take there and why."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
         number = "bf16" if build.bf16(self.config, self.device) else "fp32"
-        ops = "; ".join(f"{choice.op}: {choice.backend} ({choice.why})" for choice in backend.explain(self.device))
+        ways: dict[str, list[str]] = {}
+        for choice in backend.explain(self.device):
+            ways.setdefault(f"{choice.backend} ({choice.why})", []).append(choice.op)
+        ops = "; ".join(f"{', '.join(ops) if len(ways) > 1 else 'fused ops'}: {way}" for way, ops in ways.items())
         return f"{name} in {number}; {ops}"
 
     def fit(self, steps: int | None = None, *, progress: bool = True) -> Trainer:
