@@ -109,13 +109,21 @@ def bias_act_bwd_kernel(
     if gb is not None:
         tl.store(part + first.to(tl.int64) * N + n, tl.sum(total, axis=0), mask=n < N)
         if arrives_last(ticket + tile, parts):
-            rows = parts * (N // width)  # of ``part``, as [rows, width]: joined rows come apart again
             total = tl.zeros([BM, BN], tl.float32)
-            for done in range(0, rows, BM):
+            for done in range(0, parts, BM):
                 row = done + tl.arange(0, BM).to(tl.int64)  # [BM]
-                there = (row[:, None] < rows) & (n[None, :] < width)
-                total += tl.load(part + row[:, None] * width + n[None, :], mask=there, other=0.0, cache_modifier=".cg")
-            tl.store(gb + n, tl.sum(total, axis=0).to(gb.dtype.element_ty), mask=n < width)
+                there = (row[:, None] < parts) & (n[None, :] < N)
+                total += tl.load(part + row[:, None] * N + n[None, :], mask=there, other=0.0, cache_modifier=".cg")
+            sums = tl.sum(total, axis=0)
+            if width < N:  # joined rows come apart again, in the first part's place: as many of them as BM at most
+                tl.debug_barrier()
+                tl.store(part + n, sums, mask=n < N)
+                tl.debug_barrier()
+                row = tl.arange(0, BM)
+                there = (row[:, None] < N // width) & (n[None, :] < width)
+                apart = tl.load(part + row[:, None] * width + n[None, :], mask=there, other=0.0, cache_modifier=".cg")
+                sums = tl.sum(apart, axis=0)
+            tl.store(gb + n, sums.to(gb.dtype.element_ty), mask=n < width)
 
 
 def fwd_launch(

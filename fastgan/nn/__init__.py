@@ -4,5 +4,6 @@ from fastgan.nn.chain import Chain
 from fastgan.nn.concat_linear import ConcatLinearAct
 from fastgan.nn.linear import LinearAct
 from fastgan.nn.maxout import Maxout
+from fastgan.ops.concat_linear import Embedded
 
-__all__ = ["Chain", "ConcatLinearAct", "LinearAct", "Maxout"]
+__all__ = ["Chain", "ConcatLinearAct", "Embedded", "LinearAct", "Maxout"]

@@ -9,9 +9,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version
+from torch.nn.modules.module import _has_any_global_hook
 
 from fastgan.errors import UserError
 from fastgan.nn.linear import LinearAct
+from fastgan.nn.maxout import Maxout
+from fastgan.ops import activation as act
 from fastgan.ops import chain
 from fastgan.ops.backend import by_reference
 from fastgan.ops.registration import autocast, traced, transformed
@@ -32,10 +35,11 @@ class Fused(NamedTuple):
 class Chain(nn.Sequential):
     """``nn.Sequential``, with the same members, parameters, ``state_dict`` and results, run as few launches.
 
-    Linear layers (torch's or ours) with the BatchNorm1d, activation and dropout that follow them become one function:
-    statistics leave the product's epilogue, the norm and its activation are formed where the next layer loads them, and
-    nothing normalised is stored. Members that it does not fuse (others, or such with hooks or parametrizations) run
-    between as they are. Where the kernels do not run, on the CPU and under torch.compile, it is the nn.Sequential.
+    Linear layers (torch's or ours) with the BatchNorm1d, activation and dropout that follow them become one function of
+    (batch, features): statistics leave the product's epilogue, the norm and its activation are formed where the next
+    layer loads them, and nothing normalised is kept for backward. Members that it does not fuse (others, negative
+    slopes, such with hooks or parametrizations) run between as they are. Where the kernels do not run, on the CPU,
+    under torch.compile and while global module hooks are registered, it is the nn.Sequential.
 
     Shape: that of its members. Gradients of any order; through a norm, second ones go by plain arithmetic.
     """
@@ -54,7 +58,12 @@ class Chain(nn.Sequential):
         """
         if groups != 1 and (groups < 1 or input.shape[0] % groups):
             raise UserError(f"a batch of {input.shape[0]} does not fall into {groups} equal groups")
-        if by_reference(chain.OP, input) or input.dim() != 2 or traced(input) or transformed():
+        if (
+            (input.is_floating_point() and by_reference(chain.OP, input))
+            or traced(input)
+            or transformed()
+            or _has_any_global_hook()
+        ):
             return self._one_by_one(input, groups)
         for step in self._plan(input.device.type):
             if isinstance(step, nn.Module):
@@ -65,6 +74,8 @@ class Chain(nn.Sequential):
 
     def fold(self, *batches: Tensor) -> tuple[Tensor, ...]:
         """Run several batches of one size through in one pass, each by its own statistics: ``fold(real, fake)``."""
+        if not batches:
+            raise UserError("fold takes batches: chain.fold(real, fake)")
         if len({batch.shape for batch in batches}) > 1:
             raise UserError(f"batches to fold have one shape, not {', '.join(str(tuple(b.shape)) for b in batches)}")
         return self(torch.cat(batches), len(batches)).chunk(len(batches))
@@ -101,7 +112,7 @@ def _take(members: list[nn.Module]) -> Fused | None:
     members.pop(0)
     norm, how, dropped, first = None, ("none", 0.0), 0.0, False
     if isinstance(linear, LinearAct) and (linear.activation != "none" or linear.dropout):
-        how = linear.activation, linear.negative_slope
+        how = act.check(linear.activation), linear.negative_slope
         dropped, first = linear.dropout if linear.training else 0.0, linear.dropout_first
     elif norm := _take_norm(members):
         how = _take_activation(members)
@@ -117,10 +128,13 @@ def _take(members: list[nn.Module]) -> Fused | None:
 
 def _take_norm(members: list[nn.Module]) -> nn.BatchNorm1d | None:
     norm = members[0] if members else None
-    if type(norm) is nn.BatchNorm1d and _plain(norm):
-        members.pop(0)
-        return norm
-    return None
+    if type(norm) is not nn.BatchNorm1d or not _plain(norm) or norm.eps <= 0:
+        return None
+    vectors = norm.weight, norm.bias, norm.running_mean, norm.running_var
+    if any(vector is not None and not vector.is_contiguous() for vector in vectors):
+        return None
+    members.pop(0)
+    return norm
 
 
 def _take_activation(members: list[nn.Module]) -> tuple[str, float]:
@@ -154,12 +168,10 @@ def _run(run: list[Fused], input: Tensor, groups: int) -> Tensor:
     """Run a stretch of fused layers on the kernels, or one by one where their operands do not go together."""
     operands = [autocast(fused.linear.weight, fused.linear.bias) for fused in run]
     (rows,) = autocast(input)
-    width = rows.shape[1]
-    for weight, bias in operands:
-        like = (rows.dtype, rows.device)
-        if weight.shape[1] != width or any(t is not None and (t.dtype, t.device) != like for t in (weight, bias)):
-            return _in_parts(nn.Sequential(*(member for fused in run for member in fused.members)), input, groups)
-        width = weight.shape[0]
+    if not _fit(run, operands, rows):
+        for member in (member for fused in run for member in fused.members):
+            input = _in_parts(member, input, groups)
+        return input
     layers, parameters = [], list[Tensor | None]()
     for (weight, bias), fused in zip(operands, run, strict=True):
         norm = fused.norm
@@ -172,9 +184,20 @@ def _run(run: list[Fused], input: Tensor, groups: int) -> Tensor:
     return output
 
 
+def _fit(run: list[Fused], operands: list[tuple[Tensor, Tensor | None]], rows: Tensor) -> bool:
+    """Whether the kernels take what came so far, through every layer; a norm that comes twice has to count between."""
+    norms = [id(fused.norm) for fused in run if fused.norm is not None]
+    tensors = [tensor for pair in operands for tensor in pair if tensor is not None]
+    if rows.dim() != 2 or by_reference(chain.OP, rows) or traced(rows, *tensors) or len(set(norms)) < len(norms):
+        return False
+    widths = [rows.shape[1], *(weight.shape[0] for weight, _ in operands)]
+    fit = all(weight.shape[1] == width for (weight, _), width in zip(operands, widths, strict=False))
+    return fit and all(tensor.dtype == rows.dtype and tensor.device == rows.device for tensor in tensors)
+
+
 def _ready(norm: nn.BatchNorm1d, weight: Tensor, rows: Tensor, groups: int) -> chain.BatchNorm:
     """Return what a norm asks for in this call; raise what torch.nn raises."""
-    if norm.num_features != weight.shape[0]:
+    if norm.num_features != weight.shape[0] and (norm.affine or norm.running_mean is not None):
         raise RuntimeError(f"running_mean should contain {weight.shape[0]} elements not {norm.num_features}")
     if not norm.training and norm.running_mean is not None:
         return chain.BatchNorm(norm.eps, False, norm.running_mean, norm.running_var)
@@ -200,7 +223,10 @@ def _count(norm: nn.BatchNorm1d, groups: int) -> None:
 
 def _in_parts(member: nn.Module, input: Tensor, groups: int) -> Tensor:
     """Call a member on all, or on each group by itself where it may mix samples."""
-    if groups == 1 or type(member) in ROW_BY_ROW or type(member) is LinearAct:
-        output: Tensor = member(input)
+    if isinstance(member, Chain):
+        output: Tensor = member(input, groups)
+        return output
+    if groups == 1 or type(member) in (*ROW_BY_ROW, LinearAct, Maxout):
+        output = member(input)
         return output
     return torch.cat([member(part) for part in input.chunk(groups)])

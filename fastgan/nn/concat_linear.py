@@ -13,7 +13,7 @@ from fastgan.ops.concat_linear import Embedded, concat_linear_act
 
 
 class ConcatLinearAct(nn.Linear):
-    """``nn.Linear`` of ``torch.cat(inputs, -1)`` and an activation, as one op that concatenates nothing.
+    """``nn.Linear`` of ``torch.cat(inputs, -1)`` and an activation, as one op; its kernels concatenate nothing.
 
     Parameters, initial values and ``state_dict`` are those of ``nn.Linear(sum(in_features), out_features)``.
 
@@ -25,8 +25,8 @@ class ConcatLinearAct(nn.Linear):
 
     Shape: (..., in_features[0]), (..., in_features[1]), ... -> (..., out_features), the leading dimensions being the
     same: one condition for the whole batch is ``c.expand(batch, -1)``. An input may be ``Embedded(index, table)``,
-    which stands for ``table[index]``: ``layer(x, Embedded(labels, embedding.weight))``. Gradients of any order; see
-    ``fastgan.ops.concat_linear_act``.
+    which stands for ``table[index]``: ``layer(x, fastgan.nn.Embedded(labels, embedding.weight))``. Gradients of any
+    order; see ``fastgan.ops.concat_linear_act``.
 
     Raises:
         UserError: for an unknown activation, no ``in_features``, and inputs that do not fit them or each other.
@@ -52,14 +52,26 @@ class ConcatLinearAct(nn.Linear):
 
     def forward(self, *inputs: Tensor | Embedded) -> Tensor:
         """Return activation(cat(inputs, -1) @ weight.T + bias)."""
-        shapes = [_shape(part) for part in inputs]
-        if tuple(shape[-1] if shape else None for shape in shapes) != self.sizes:
-            raise UserError(f"inputs of shapes {_named(shapes)} do not end in {self.sizes}, this layer's in_features")
-        if any(shape[:-1] != shapes[0][:-1] for shape in shapes):
-            raise UserError(f"inputs of shapes {_named(shapes)} differ before the last dimension: expand or index them")
-        return concat_linear_act(
-            inputs, self.weight, self.bias, activation=self.activation, negative_slope=self.negative_slope
-        )
+        if len(inputs) != len(self.sizes):
+            raise self._misfit(inputs)
+        for part, size in zip(inputs, self.sizes, strict=True):
+            values = part.table if isinstance(part, Embedded) else part
+            if not values.dim() or values.shape[-1] != size:
+                raise self._misfit(inputs)
+        try:
+            return concat_linear_act(
+                inputs, self.weight, self.bias, activation=self.activation, negative_slope=self.negative_slope
+            )
+        except RuntimeError as error:  # what torch.cat and torch.nn.functional.linear refuse
+            shapes = [_shape(part) for part in inputs]
+            if any(shape[:-1] != shapes[0][:-1] for shape in shapes):
+                why = "differ before the last dimension: expand or index them"
+                raise UserError(f"inputs of shapes {_named(shapes)} {why}") from error
+            raise
+
+    def _misfit(self, inputs: Sequence[Tensor | Embedded]) -> UserError:
+        shapes = _named([_shape(part) for part in inputs])
+        return UserError(f"inputs of shapes {shapes} do not end in {self.sizes}, this layer's in_features")
 
     def extra_repr(self) -> str:
         """Show each input's size, and the activation behind what torch.nn.Linear shows."""

@@ -45,9 +45,11 @@ class _Switch:
 
     def __init__(self, name: str) -> None:
         global _requested
-        self.former, _requested = _requested, name
+        self.name, self.former, _requested = name, _requested, name
 
     def __enter__(self) -> _Switch:
+        global _requested
+        _requested = self.name  # it may have been left before
         return self
 
     def __exit__(

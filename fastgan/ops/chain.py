@@ -19,9 +19,9 @@ from fastgan.ops import activation as act
 from fastgan.ops import dropout as drop
 from fastgan.ops.backend import register
 from fastgan.ops.linear_autograd import apply, differentiate
-from fastgan.ops.linear_compute import Incoming, product, settled, to_input, to_weight
+from fastgan.ops.linear_compute import Incoming, product, settled, to_bias, to_input, to_weight
 from fastgan.ops.linear_dropout import apply_with_dropout, through
-from fastgan.ops.registration import asked_for
+from fastgan.ops.registration import asked_for, batched
 
 if TYPE_CHECKING:
     from fastgan.kernels.norm import Norm
@@ -88,7 +88,7 @@ class _Chain(Function):
         input, *rest = ctx.saved_tensors
         tape = Tape(layers, ctx.groups, input, rest[:count], rest[count:])
         wanted = asked_for(ctx)[2:]
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() and not batched(grad):
             return (None, None, *_backward(tape, grad, wanted))
         if tape.straight and not any(wanted[1:]):
             return (None, None, _straight_backward(tape, grad), *(None,) * count)
@@ -161,10 +161,11 @@ def _forward(
         how = (layer.activation, layer.slope) if layer.norm is None else ("none", 0.0)
         u = product(u, weight, bias, *how, norm=norm, dropout=dropout, statistics=statistics)[0]
         norm = None if layer.norm is None else _norm(layer, mean, var, gamma, beta)
-        kept += [u, mean, var, seed]
+        if keep:
+            kept += [u, mean, var, seed]
     if norm is not None:
         return batch_norm_act_fwd(u, norm), kept
-    if layers[-1].activation == "none":
+    if keep and layers[-1].activation == "none":
         kept[-SAVED] = None
     return u, kept
 
@@ -190,10 +191,11 @@ def _backward(tape: Tape, grad: Tensor, wanted: Sequence[bool]) -> list[Tensor |
         assert operand is not None
         below = _below(tape, at - 1) if at and norm is None else None
         readers = weight if any(wanted[:own]) else None, operand if wanted[own] else None
-        incoming = settled(incoming, *readers, below, norm)
-        if wanted[own] or wanted[own + 1]:
-            gw, gb = to_weight(incoming, operand, wanted[own + 1], norm=norm)
-            results[own], results[own + 1] = gw if wanted[own] else None, gb
+        incoming = settled(incoming, *readers, below, norm, wanted[own + 1])
+        if wanted[own]:
+            results[own], results[own + 1] = to_weight(incoming, operand, wanted[own + 1], norm=norm)
+        elif wanted[own + 1]:
+            results[own + 1] = to_bias(incoming)
         if not any(wanted[:own]):
             break
         if at == 0:
@@ -270,9 +272,11 @@ def _straight_backward(tape: Tape, grad: Tensor) -> Tensor:
 
 def _recorded_backward(tape: Tape, grad: Tensor, wanted: Sequence[bool]) -> Iterator[Tensor | None]:
     """Form gradients of any order: run the layers again with plain arithmetic on the norms, and let autograd follow."""
-    operands = (tape.input, *tape.parameters)
-    asked = [t for t, want in zip(operands, wanted, strict=True) if want and t is not None]
-    with torch.enable_grad():
+    with torch.enable_grad():  # by views: one tensor may stand in two places, or come out of another of them
+        operands = [None if t is None else t.view_as(t) for t in (tape.input, *tape.parameters)]
+        assert operands[0] is not None
+        tape = tape._replace(input=operands[0], parameters=operands[1:])
+        asked = [t for t, want in zip(operands, wanted, strict=True) if want and t is not None]
         gradients = iter(torch.autograd.grad(_recorded(tape), asked, grad, create_graph=True, allow_unused=True))
     return (next(gradients) if want and t is not None else None for t, want in zip(operands, wanted, strict=True))
 

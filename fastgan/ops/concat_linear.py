@@ -26,7 +26,7 @@ def concat_linear_act(
     activation: str = "leaky_relu",
     negative_slope: float = 0.2,
 ) -> Tensor:
-    """Return activation(cat(inputs, -1) @ weight.T + bias), the inputs read where they lie instead of concatenated.
+    """Return activation(cat(inputs, -1) @ weight.T + bias), the inputs read where they lie by our kernels.
 
     The first layer of conditional networks: ``[x, embedding(label)]``, ``[z, c]`` with one c for the whole batch.
 
@@ -49,8 +49,9 @@ def concat_linear_act(
         UserError: for an unknown activation, and for a tensor in the place of the sequence.
         RuntimeError: for shapes, dtypes and devices that do not go together, as torch.cat and
             torch.nn.functional.linear raise it.
-        IndexError: for an index outside its table, by plain PyTorch on the CPU. The kernels raise nothing: they read
-            nothing outside the table either, and that row of the output is NaN, whatever the activation.
+        IndexError: for an index outside its table, by plain PyTorch on the CPU. Our kernels read nothing outside the
+            table: that row of the output is NaN, whatever the activation. Parts beyond the third, and products that
+            ``auto`` leaves to cuBLAS, are looked up by torch.nn.functional.embedding, which stops the device.
     """
     if isinstance(inputs, Tensor):  # type: ignore[unreachable]  # so it should be
         raise UserError("concat_linear_act takes a sequence of inputs: write [x, c], or [x] for one alone")

@@ -28,7 +28,7 @@ from fastgan.ops.concat_linear_compute import (
     plain,
     table_gradients,
 )
-from fastgan.ops.registration import asked_for, below_autograd, register_op, transformed
+from fastgan.ops.registration import asked_for, batched, below_autograd, register_op, transformed
 
 How = tuple[str, float, bool]  # activation, negative slope, and whether the kernels are called directly
 
@@ -62,6 +62,8 @@ def _differentiate(
     if not direct:
         rest = (weight, saved, sizes, wanted, activation, negative_slope)
         return placed(_concat_linear_act_backward(grad, *listed(parts), *rest), wanted)
+    if batched(grad, weight, saved, *flat(parts)):
+        return backward("reference", grad, parts, weight, saved, sizes, wanted, activation, negative_slope)
     if recorded:
         return _ConcatLinearActBackward.apply(grad, weight, saved, sizes, wanted, how, *flat(parts))
     return backward("triton", grad, parts, weight, saved, sizes, wanted, activation, negative_slope)

@@ -159,7 +159,7 @@ def backward(
 
 def to_weight(incoming: linear.Incoming, parts: Sequence[Part], with_bias: bool) -> tuple[Tensor, Tensor | None]:
     """Return g^T cat(parts), and the sum of g over the batch where it is asked for."""
-    g, saved, activation, slope, _ = incoming
+    g, saved, activation, slope, _ = incoming[:5]
     columns = sum(values.shape[1] for values, _ in parts)
     if by_library("concat_linear_bwd_weight", g.shape[1], columns, g.shape[0], g):
         return linear.to_weight(incoming, formed(parts), with_bias)

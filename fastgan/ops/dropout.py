@@ -44,6 +44,14 @@ def draw(device: torch.device | str) -> Tensor:
     return torch.empty(2, dtype=torch.int64, device=device).random_()
 
 
+def usable(rng: Tensor, device: torch.device) -> Tensor:
+    """Return a seed and an offset as the kernels read them; raise a ``UserError`` if it is something else."""
+    if rng.dtype != torch.int64 or rng.shape != (2,) or rng.device != device:
+        given = f"{str(rng.dtype).removeprefix('torch.')} {tuple(rng.shape)} on {rng.device}"
+        raise UserError(f"rng has to be int64 (2) on {device}, a seed and an offset, not {given}")
+    return rng.contiguous()
+
+
 def dropped(v: Tensor, rng: Tensor, p: float) -> Tensor:
     """Return v / (1 - p) where an element is kept and 0 where it is not, whatever v is there. Gradient order: any.
 

@@ -70,6 +70,7 @@ def _with_dropout(
 ) -> Tensor:
     """Drop in the kernels' epilogue, or by PyTorch where they do not run or a tracer must see it."""
     act.check(activation)
+    rng = None if rng is None else drop.usable(rng, input.device)
     if not by_reference(OP, input) and not transformed() and not traced(input, weight, bias):
         input, weight, bias = autocast(input, weight, bias)
         if not by_reference(OP, input) and fits(input, weight, bias):

@@ -13,7 +13,7 @@ from torch.autograd import Function
 from fastgan.ops import activation as act
 from fastgan.ops.backend import by_reference
 from fastgan.ops.linear_compute import OP, Gradients, backward, fits, forward
-from fastgan.ops.registration import asked_for, below_autograd, register_op, transformed
+from fastgan.ops.registration import asked_for, batched, below_autograd, register_op, transformed
 
 
 def apply(
@@ -44,6 +44,8 @@ def differentiate(
     operands = grad, input if wanted[1] else None, weight if wanted[0] else None, saved
     if not direct:
         return _placed(_linear_act_backward(*operands, activation, negative_slope, wanted), wanted)
+    if batched(*operands):
+        return backward("reference", *operands, activation, negative_slope, wanted)
     if recorded:
         return _LinearActBackward.apply(*operands, activation, negative_slope, wanted, True)
     return backward("triton", *operands, activation, negative_slope, wanted)
@@ -142,6 +144,11 @@ def _gradient_of_g(
     direct: bool,
 ) -> Tensor | None:
     """Return to_gx W^T + x to_gW^T + to_gb, of the terms that are there."""
+    if batched(to_gx, to_gw, to_gb):
+        terms = [F.linear(to_gx, weight)] if to_gx is not None and weight is not None else []
+        terms += [F.linear(input, to_gw)] if to_gw is not None and input is not None else []
+        terms += [to_gb.expand_as(grad)] if to_gb is not None else []
+        return sum(terms[1:], terms[0]) if terms else None
     total = None
     if to_gx is not None and weight is not None:
         total, to_gb = apply(to_gx, weight, to_gb, "none", 0.0, direct), None

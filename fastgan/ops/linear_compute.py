@@ -37,6 +37,7 @@ class Incoming(NamedTuple):
     activation: str = "none"
     slope: float = 0.0
     correction: Correction | None = None
+    column: Tensor | None = None  # the bias's gradient, where it was summed up in passing
 
 
 def fits(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
@@ -90,7 +91,7 @@ def backward(
     mask = None if mask is None else mask.contiguous()
     gx = gw = gb = None
     if backend == "triton":
-        incoming = settled(Incoming(g, mask, activation, negative_slope), weight, x)
+        incoming = settled(Incoming(g, mask, activation, negative_slope), weight, x, with_bias=wanted[2])
         if wanted[0] and weight is not None:
             gx = to_input(incoming, weight)
         if wanted[1] and x is not None:
@@ -166,16 +167,25 @@ def _product_by_library(
 
 
 def settled(
-    incoming: Incoming, weight: Tensor | None, x: Tensor | None, below: Below | None = None, norm: Norm | None = None
+    incoming: Incoming,
+    weight: Tensor | None,
+    x: Tensor | None,
+    below: Below | None = None,
+    norm: Norm | None = None,
+    with_bias: bool = False,
 ) -> Incoming:
-    """Form g once where the library will read it: it cannot do so while it loads."""
-    if incoming.saved is None:
+    """Form g once where the library will read it, which cannot do so while it loads; the bias's gradient with it."""
+    to_input = weight is not None and _input_by_library(incoming, weight, below, norm)
+    to_weight = x is not None and _weight_by_library(incoming, x, norm)
+    if incoming.saved is None or not (to_input or to_weight):
         return incoming
-    if weight is not None and _input_by_library(incoming, weight, below, norm):
+    if incoming.correction is not None:
         return Incoming(_formed(incoming))
-    if x is not None and _weight_by_library(incoming, x, norm):
-        return Incoming(_formed(incoming))
-    return incoming
+    from fastgan.kernels.bias_act import bias_act_bwd
+
+    g, saved, activation, slope, *_ = incoming
+    g, column = bias_act_bwd(g, saved, activation, slope, with_bias=with_bias and to_weight)
+    return Incoming(g, column=column)
 
 
 def _input_by_library(incoming: Incoming, weight: Tensor, below: Below | None, norm: Norm | None) -> bool:
@@ -203,7 +213,7 @@ def to_input(
     to: NormGradients | None = None,
 ) -> Tensor:
     """Return g weight [M, K], gone through the activation below, or through the norm of the output ``raw``."""
-    g, saved, activation, slope, correction = incoming
+    g, saved, activation, slope, correction, _ = incoming
     tall = to is not None and g.shape[0] > MOST_ROWS
     if not tall and not _input_by_library(incoming, weight, below, norm):
         from fastgan.kernels.linear_bwd_input import linear_bwd_input
@@ -230,7 +240,7 @@ def to_weight(
     incoming: Incoming, x: Tensor, with_bias: bool, *, norm: Norm | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """Return g^T u [N, K], u being x or x normalised, and the sum of g over the batch where it is asked for."""
-    g, saved, activation, slope, correction = incoming
+    g, saved, activation, slope, correction, _ = incoming
     library = _weight_by_library(incoming, x, norm)
     if norm is not None:
         size, masked = (g.shape[1], x.shape[1], g.shape[0]), saved is not None
@@ -239,10 +249,16 @@ def to_weight(
             x, norm = _normalised(x, norm), None
     if library:
         g = _formed(incoming)
-        return torch.mm(g.t(), x), g.sum(0) if with_bias else None
+        column = incoming.column
+        return torch.mm(g.t(), x), g.sum(0) if with_bias and column is None else column
     from fastgan.kernels.linear_bwd_weight import linear_bwd_weight
 
     return linear_bwd_weight(g, saved, x, activation, slope, with_bias, correction=correction, norm=norm)
+
+
+def to_bias(incoming: Incoming) -> Tensor:
+    """Return the sum of g over the batch."""
+    return _formed(incoming).sum(0)
 
 
 def _measured(y: Tensor, statistics: Statistics) -> None:
@@ -258,7 +274,7 @@ def _normalised(x: Tensor, norm: Norm) -> Tensor:
 
 
 def _formed(incoming: Incoming) -> Tensor:
-    g, saved, activation, slope, correction = incoming
+    g, saved, activation, slope, correction, _ = incoming
     if correction is not None and saved is not None:
         from fastgan.kernels.batch_norm_act import batch_norm_correct
 

@@ -12,7 +12,8 @@ from torch.autograd import Function
 from fastgan.ops import activation as act
 from fastgan.ops import dropout as drop
 from fastgan.ops.linear_autograd import differentiate
-from fastgan.ops.registration import asked_for
+from fastgan.ops.linear_compute import product
+from fastgan.ops.registration import asked_for, batched
 
 
 def apply_with_dropout(
@@ -67,6 +68,8 @@ def through(
     grad: Tensor, saved: Tensor | None, rng: Tensor, activation: str, negative_slope: float, p: float, first: bool
 ) -> Tensor:
     """Return the gradient before the activation and its dropout: one pass, with a graph of its own where wanted."""
+    if batched(grad):
+        return _plainly(grad, saved, rng, activation, negative_slope, p, first)
     if not torch.is_grad_enabled():
         return _formed(grad, saved, rng, activation, negative_slope, p, first)
     if saved is not None and activation not in act.SMOOTH:
@@ -125,14 +128,23 @@ def _forward(
     first: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Return the output, and what its derivative is taken from."""
-    from fastgan.kernels import linear as kernels
+    from fastgan.kernels.linear import Dropout
 
     rows = input.reshape(math.prod(input.shape[:-1]), input.shape[-1])
     keeps_pre = act.saves_pre_activation(activation, negative_slope)
-    dropout = kernels.Dropout(rng, drop.threshold(p), drop.scale(p), first)
-    flat, pre = kernels.linear_fwd(rows, weight, bias, activation, negative_slope, keeps_pre, dropout=dropout)
+    dropout = Dropout(rng, drop.threshold(p), drop.scale(p), first)
+    flat, pre = product(rows, weight, bias, activation, negative_slope, keeps_pre, dropout=dropout)
     output = flat.view(*input.shape[:-1], weight.shape[0])
     return output, None if activation == "none" else output if pre is None else pre.view(output.shape)
+
+
+def _plainly(
+    grad: Tensor, saved: Tensor | None, rng: Tensor, activation: str, negative_slope: float, p: float, first: bool
+) -> Tensor:
+    if first:
+        return drop.dropped(act.times_derivative(grad, saved, activation, negative_slope), rng, p)
+    saved = saved if saved is None else saved * (1 - p)
+    return act.times_derivative(drop.dropped(grad, rng, p), saved, activation, negative_slope)
 
 
 def _formed(

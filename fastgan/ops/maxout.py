@@ -13,7 +13,8 @@ from torch.autograd import Function
 
 from fastgan.errors import UserError
 from fastgan.ops.backend import by_reference, register
-from fastgan.ops.registration import asked_for, autocast, below_autograd, register_op, traced, transformed
+from fastgan.ops.linear_choice import by_library
+from fastgan.ops.registration import asked_for, autocast, batched, below_autograd, register_op, traced, transformed
 
 OP = register("maxout")
 MOST_PIECES = 127  # that the kernels can number: more go by plain PyTorch
@@ -55,6 +56,8 @@ def maxout(input: Tensor, weight: Tensor, bias: Tensor | None = None, *, pieces:
         return _pieces(input, weight, bias, pieces).max(-1)[0]
     if traced(input, weight, bias):
         return _maxout(input, weight, bias, None, pieces)[0]
+    if by_library("maxout_fwd", input.shape[:-1].numel(), weight.shape[0], weight.shape[1], input):
+        return _pieces(input, weight, bias, pieces).max(-1)[0]
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (input, weight, bias)):
         return _Maxout.apply(input, weight, bias, None, pieces, True)[0]
     return _forward("triton", input, weight, bias, None, pieces, False)[0]
@@ -121,6 +124,8 @@ def _differentiate(
     operands = grad, input if wanted[1] else None, weight if wanted[0] else None, index
     if not direct:
         return _placed(_maxout_backward(*operands, pieces, wanted), wanted)
+    if batched(*operands):
+        return _backward("reference", *operands, pieces, wanted)
     if torch.is_grad_enabled():
         return _MaxoutBackward.apply(*operands, pieces, wanted, True)
     return _backward("triton", *operands, pieces, wanted)
@@ -261,7 +266,7 @@ def _backward(
 def _spread(grad: Tensor, index: Tensor, pieces: int) -> Tensor:
     """Return gz (rows, out_features * pieces): grad (rows, out_features) in the chosen pieces, 0 in the others."""
     chosen = index.unsqueeze(-1) == torch.arange(pieces, dtype=torch.int8, device=index.device)
-    return torch.where(chosen, grad.unsqueeze(-1), 0).flatten(1)
+    return torch.where(chosen, grad.unsqueeze(-1), 0).reshape(grad.shape[0], -1)
 
 
 def _placed(parts: Sequence[Tensor], wanted: Sequence[bool]) -> Gradients:

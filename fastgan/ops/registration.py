@@ -53,6 +53,8 @@ def traced(*tensors: Tensor | None) -> bool:
     """Whether someone must see the op as one operator: a compiler, a dispatch mode, a tensor subclass."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
         return True
+    if torch._C._get_tracing_state() is not None:
+        return True
     for tensor in tensors:  # noqa: SIM110 -- a generator would cost as much again as all the rest
         if tensor is not None and type(tensor) not in _PLAIN:
             return True
@@ -63,6 +65,11 @@ def traced(*tensors: Tensor | None) -> bool:
 def transformed() -> bool:
     """Whether a functional transform (vmap, grad, jvp) or forward-mode differentiation is under way."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def batched(*gradients: Tensor | None) -> bool:
+    """Whether gradients are batches of gradients: by vmap, or by ``torch.autograd.grad(is_grads_batched=True)``."""
+    return transformed() or any(g is not None and torch._C._functorch.is_legacy_batchedtensor(g) for g in gradients)
 
 
 def autocast(input: Tensor, *others: Tensor | None) -> tuple[Any, ...]:

@@ -132,3 +132,12 @@ def test_the_interpreter_makes_cpu_tensors_eligible() -> None:
         assert backend.choose(OP, CPU, torch.bfloat16).backend == "reference"  # interpreted bfloat16 is wrong
         assert backend.choose(OP, CPU, torch.float64).backend == "reference"
     assert backend.choose(OP, CPU, torch.float32).backend == "reference"  # auto never interprets
+
+
+def test_a_switch_can_be_used_again() -> None:
+    before = backend.current_backend()
+    switch = fastgan.backend("reference")
+    for _ in range(2):
+        with switch:
+            assert backend.current_backend() == "reference"
+        assert backend.current_backend() == before

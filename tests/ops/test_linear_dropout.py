@@ -112,6 +112,17 @@ def test_a_probability_outside_is_refused(device: str, p: float) -> None:
         linear_act(*operands(device, torch.float32), dropout=p)
 
 
+def test_seeds_are_checked_and_may_be_strided(device: str) -> None:
+    x, w, b = operands(device, torch.float32)
+    strided = torch.tensor([3, 0, 2**40, 0], device=device)[::2]
+    assert torch.equal(
+        linear_act(x, w, b, dropout=0.4, rng=strided), linear_act(x, w, b, dropout=0.4, rng=seed(device))
+    )
+    for wrong in (seed(device).int(), seed(device)[:1], seed(device).double()):
+        with pytest.raises(UserError, match="rng has to be int64"):
+            linear_act(x, w, b, dropout=0.4, rng=wrong)
+
+
 def test_gradient_penalty_through_a_critic_with_dropout(device: str) -> None:
     """CTGAN's critic is penalised with its dropout on."""
     results = []
