@@ -1,6 +1,6 @@
 """The compiled forms of the kernels of concatenated inputs, to be audited without a GPU.
 
-bf16 goes through all cases, TF32 through most, fp16 and IEEE fp32 through the activations.
+bf16 goes through all cases, TF32 and IEEE fp32 through the activations, fp16, which is as bf16, through one.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ _CASES = (
 )
 _FORMS = (
     (torch.bfloat16, "tf32", _CASES),
-    (torch.float32, "tf32", _CASES[:14]),
-    (torch.float16, "tf32", _CASES[:5]),
+    (torch.float32, "tf32", _CASES[:5]),
+    (torch.float16, "tf32", _CASES[:1]),
     (torch.float32, "ieee", _CASES[:5]),
 )
 

@@ -14,8 +14,10 @@ import triton.language as tl
 from torch import Tensor
 
 LEAST = 4096  # tickets in a buffer: one buffer serves nearly every launch of a process
+FOR_GRAPHS = 2**20  # tickets that captured launches take for good, 4 MiB
 
 _buffers: dict[tuple[int, int], Tensor] = {}
+_for_graphs: dict[int, Tensor] = {}  # by device: those that no graph has taken yet
 
 
 @triton.jit
@@ -32,16 +34,29 @@ def tickets(operand: Tensor, count: int) -> Tensor:
     """Return at least ``count`` zeros on the operand's device, which every launch leaves as zeros.
 
     Launches on one stream follow each other and share them. A graph may be replayed on any stream, beside anything:
-    what is captured gets its own, zeroed in the graph.
+    each launch that is captured gets its own for good, zeroed before; where none were made yet, zeroed in the graph.
     """
-    if not operand.is_cuda or torch.cuda.is_current_stream_capturing():
-        return torch.zeros(count, dtype=torch.int32, device=operand.device)
+    if not operand.is_cuda:
+        return torch.zeros(count, dtype=torch.int32)
     at = operand.get_device()
+    if torch.cuda.is_current_stream_capturing():
+        return _taken(at, count, operand.device)
     key = (at, torch._C._cuda_getCurrentRawStream(at))
     buffer = _buffers.get(key)
     if buffer is None or buffer.numel() < count:
         buffer = _buffers[key] = _lasting(max(LEAST, count), operand.device)
+        if at not in _for_graphs:
+            _for_graphs[at] = _lasting(FOR_GRAPHS, operand.device)
     return buffer
+
+
+def _taken(at: int, count: int, device: torch.device) -> Tensor:
+    """Take tickets that nobody else will ever have."""
+    left = _for_graphs.get(at)
+    if left is None or left.numel() < count:
+        return torch.zeros(count, dtype=torch.int32, device=device)
+    _for_graphs[at] = left[count:]
+    return left[:count]
 
 
 def _lasting(count: int, device: torch.device) -> Tensor:

@@ -85,7 +85,7 @@ def test_launches_on_a_stream_share_a_buffer_and_streams_do_not(monkeypatch: pyt
 
 @pytest.mark.gpu
 def test_a_graph_has_its_own_and_replays_right() -> None:
-    """Also where a replay finds them as some other launch would have left them half-way."""
+    """Replay after replay, without a node that zeroes them."""
     rooms, members = 4, 100
     values = torch.randint(1, 1000, (rooms, members, 256), device="cuda")
     store, sums = torch.empty_like(values), torch.empty_like(values[:, 0])
@@ -98,7 +98,18 @@ def test_a_graph_has_its_own_and_replays_right() -> None:
         meeting_kernel[(rooms * members,)](values, store, own, told, sums, members, 256)
     assert own.data_ptr() != usual.data_ptr()
     for _ in range(3):
-        own.fill_(17)
         sums.zero_()
         graph.replay()
         assert torch.equal(sums, values.sum(1)) and not own.any()
+
+
+def test_no_two_graphs_have_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until all are given away: then each is zeroed in its graph."""
+    monkeypatch.setattr(tickets_module, "_for_graphs", {})
+    cpu = torch.device("cpu")
+    assert not tickets_module._taken(0, 3, cpu).any()  # none were made yet
+    tickets_module._for_graphs[0] = torch.zeros(10, dtype=torch.int32)
+    taken = [tickets_module._taken(0, count, cpu) for count in (3, 4, 3, 2)]
+    for number, part in enumerate(taken, 1):
+        part.fill_(number)
+    assert [part.tolist() for part in taken] == [[1] * 3, [2] * 4, [3] * 3, [4] * 2]
