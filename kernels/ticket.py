@@ -37,7 +37,7 @@ def tickets(operand: Tensor, count: int) -> Tensor:
     each launch that is captured gets its own for good, zeroed before; where none were made yet, zeroed in the graph.
     """
     if not operand.is_cuda:
-        return torch.zeros(count, dtype=torch.int32)
+        return torch.zeros(count, dtype=torch.int32, device=operand.device)
     at = operand.get_device()
     if torch.cuda.is_current_stream_capturing():
         return _taken(at, count, operand.device)
@@ -52,10 +52,10 @@ def tickets(operand: Tensor, count: int) -> Tensor:
 
 def _taken(at: int, count: int, device: torch.device) -> Tensor:
     """Take tickets that nobody else will ever have."""
-    left = _for_graphs.get(at)
-    if left is None or left.numel() < count:
+    left, room = _for_graphs.get(at), -(-count // 4) * 4  # each begins on 16 bytes, as kernels are compiled for
+    if left is None or left.numel() < room:
         return torch.zeros(count, dtype=torch.int32, device=device)
-    _for_graphs[at] = left[count:]
+    _for_graphs[at] = left[room:]
     return left[:count]
 
 

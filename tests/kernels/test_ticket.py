@@ -108,8 +108,9 @@ def test_no_two_graphs_have_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tickets_module, "_for_graphs", {})
     cpu = torch.device("cpu")
     assert not tickets_module._taken(0, 3, cpu).any()  # none were made yet
-    tickets_module._for_graphs[0] = torch.zeros(10, dtype=torch.int32)
+    tickets_module._for_graphs[0] = torch.zeros(14, dtype=torch.int32)
     taken = [tickets_module._taken(0, count, cpu) for count in (3, 4, 3, 2)]
     for number, part in enumerate(taken, 1):
         part.fill_(number)
     assert [part.tolist() for part in taken] == [[1] * 3, [2] * 4, [3] * 3, [4] * 2]
+    assert [part.data_ptr() - taken[0].data_ptr() for part in taken[:3]] == [0, 16, 32]
