@@ -18,7 +18,7 @@ Bytes, for items of s bytes: forward reads s (MN + N) and writes s MN (2 s MN wi
 2, 4, 8 or 16 contiguous rows are joined to one that it divides, if M allows; for a bias gradient only to 256 columns.
 Else they are of one element.
 
-Registers a thread, the most of the variants on sm_80, 86, 89, 90, 100 and 120 (Triton 3.6.0 and 3.7.1): forward 96,
+Registers a thread, the most of the variants on sm_80, 86, 89, 90, 100 and 120 (Triton 3.7.1): forward 96,
 backward 128, where both are capped; nothing spilled. Contiguous bf16 of regular size takes 64 and 94.
 """
 

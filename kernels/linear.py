@@ -13,6 +13,13 @@ order: the same operands give the same bits, always. Addresses are int64 from th
 Work, in elements and multiply-adds: reads MK + NK + N, writes MN (2 MN with the pre-activation), MNK products; with
 splits, 2 splits MN fp32 more, mostly in L2. Operands are read once per tile across; programs run in groups, so that
 the rereads come from L2. Backward: linear_bwd_input.py, linear_bwd_weight.py.
+
+Registers a thread, the most of any form in linear_forms.py on sm_80, 86, 89, 90, 100 and 120 (Triton 3.7.1), of at most
+255, nothing spilled; wgmma on sm_90 wherever the tile has 64 rows or more, save in IEEE fp32:
+    tile      128x256   128x128   128x64   64x64   32x32
+    16 bits       255       254      202     240     183
+    TF32            -       255      222     255     211
+    IEEE            -         -        -     225     171
 """
 
 from __future__ import annotations
