@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -92,6 +92,7 @@ def judge(case: Case) -> str | None:
 @given(data=st.data())
 def test_as_good_as_torch_against_fp64(device: str, data: st.DataObject) -> None:
     sizes = data.draw(st.tuples(*[st.integers(1, 50) | st.sampled_from((16, 32, 64))] * 3, st.integers(1, 6)))
+    assume(sizes[0] * sizes[1] >= 8)  # a single output may be a sum that cancels: then there is nothing to measure by
     layouts = data.draw(st.tuples(*[st.sampled_from(LAYOUTS)] * 3))
     dtype = data.draw(st.sampled_from(DTYPES[device]))
     assert judge(make(device, dtype, sizes, layouts, data.draw(st.booleans()))) is None
