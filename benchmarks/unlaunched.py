@@ -88,7 +88,7 @@ def unlaunched(*kernels: Any) -> Iterator[Deaf]:
             (launch, "_current_device", deaf.get_current_device),
             (replay, "current_stream", deaf.get_current_stream),
             (launch, "_replays", {}),
-            (launch, "_slow", {}),
+            (launch, "_unlike", set()),
             *((kernel, "device_caches", type(kernel.device_caches)(kernel.create_binder)) for kernel in kernels),
         ):
             stack.enter_context(patch.object(owner, name, value, create=True))

@@ -6,6 +6,7 @@ to its launcher in C is kept, without the tensors, and every later launch of tha
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +26,7 @@ MOST_KINDS = 4096  # launches that are known at a time; at one more, all are for
 _current_device: Callable[[], int] = getattr(torch._C, "_cuda_getDevice", torch.cuda.current_device)
 _runtime = knobs.runtime
 _replays: dict[tuple[object, ...], Replay] = {}
-_slow: dict[str, str] = {}
+_unlike: set[tuple[object, ...]] = set()  # kinds whose last launch could not be kept
 
 
 @dataclass(frozen=True)
@@ -181,12 +182,8 @@ def submit(
 def forget() -> None:
     """Choose anew from now on: tables have been written."""
     _replays.clear()
+    _unlike.clear()
     tile.forget()
-
-
-def slow_launches() -> dict[str, str]:
-    """Return, for each kernel that goes through Triton in full at every launch, why it does."""
-    return dict(_slow)
 
 
 def _open(group: object, kind: list[object], addresses: list[int]) -> None:
@@ -232,9 +229,13 @@ def _run_in_full(
     tensors = [*inputs, *outputs, *_tensors_in(tuple(groups.values()))]
     rooms = [value for value in launch.arguments.values() if isinstance(value, (Workspace, Tickets))]
     arguments = {**launch.arguments, **launch.constexprs}
-    if len(_replays) >= MOST_KINDS:
+    if len(_replays) + len(_unlike) >= MOST_KINDS:
         _replays.clear()
+        _unlike.clear()
     try:
         _replays[key] = Replay(launch.kernel, compiled, launch.programs, arguments, rooms, tensors)
     except UnlikeError as why:
-        _slow[launch.kernel.__name__] = str(why)
+        if key in _unlike:  # once is no habit: one tensor may have come in two places
+            cost = "goes through Triton at every launch, which costs tens of microseconds"
+            warnings.warn(f"{launch.kernel.__name__} {cost}: {why}", RuntimeWarning, stacklevel=2)
+        _unlike.add(key)

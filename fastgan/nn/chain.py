@@ -65,7 +65,7 @@ class Chain(nn.Sequential):
             or _has_any_global_hook()
         ):
             return self._one_by_one(input, groups)
-        for step in self._plan(input.device.type):
+        for step in self._plan():
             if isinstance(step, nn.Module):
                 input = _in_parts(step, input, groups)
             else:
@@ -85,7 +85,7 @@ class Chain(nn.Sequential):
             input = _in_parts(member, input, groups)
         return input
 
-    def _plan(self, device: str) -> Iterator[nn.Module | list[Fused]]:
+    def _plan(self) -> Iterator[nn.Module | list[Fused]]:
         """Yield runs of layers to fuse, and between them the members that are not fused."""
         members, run = list(self), list[Fused]()
         while members:

@@ -97,7 +97,7 @@ def backward(
         if wanted[1] and x is not None:
             gw, gb = to_weight(incoming, x, wanted[2])
         elif wanted[2]:
-            gb = act.times_derivative(g, mask, activation, negative_slope).sum(0)
+            gb = to_bias(incoming)
     else:
         g = act.times_derivative(g, mask, activation, negative_slope)
         gx = g @ weight if wanted[0] and weight is not None else None

