@@ -82,9 +82,10 @@ class Target:
     multiprocessors: int | None = None  # of this very card
 
     @classmethod
-    def of(cls, operand: Tensor) -> Target:
-        """Return the device that holds the operand, with PyTorch's own TF32 setting."""
-        exact = operand.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision != "tf32"
+    def of(cls, operand: Tensor, exact: bool | None = None) -> Target:
+        """Return the device that holds the operand, with PyTorch's own TF32 setting for matrix products, or another."""
+        if exact is None:
+            exact = operand.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision != "tf32"
         return _targets(operand.device)[exact]
 
 

@@ -1,0 +1,256 @@
+"""The sum over taps and channels that a convolution is, either way: one implicit matrix product.
+
+    out [BM, BN] = sum over the taps of a phase and the channels of  a [BM, BK] w [BK, BN]
+
+``a`` is read where the index map (kernels/conv_map.py) says; what lies outside is 0, also after what is done to ``a`` in
+passing: a norm and its activation, or for a gradient an activation's derivative or the statistics' correction. The loop
+over taps and blocks of channels is one, so that loads run ahead across taps. Where there are few channels (an image's
+3), PACKED, a block takes the channels of several taps, at an address for each element.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastgan.kernels.activation import activate
+from fastgan.kernels.conv_map import GATHER, Geometry, axis_of, placed, tap_of, within
+from fastgan.kernels.conv_norm import room
+from fastgan.kernels.launch import Tickets, Workspace
+from fastgan.kernels.linear import gathered
+from fastgan.kernels.norm import formed, normalised, vectors_of
+from fastgan.kernels.tile import GROUP, Config, Problem, Target, choose, tile_of
+
+LEAST_CHANNELS = 16  # of a block that takes one tap: with fewer, a block takes several
+
+
+@triton.jit
+def contraction(
+    source, saved, weight, samples, groups, splits, high, out_channels, channels,
+    s_n, s_h, s_w, s_c, f_d, f_o, f_r, f_s,
+    h_source, h_out, h_kernel, h_stride, h_padding, h_dilation, h_common, h_inverse,
+    w_source, w_out, w_kernel, w_stride, w_padding, w_dilation, w_common, w_inverse,
+    slope, up_mean, lift, tilt, in_mean, in_var, in_gamma, in_beta, in_step, in_eps, in_slope, work, ticket,
+    ACTIVATION: tl.constexpr, IN_ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, MAP: tl.constexpr, UP: tl.constexpr,
+    EVEN: tl.constexpr, PACKED: tl.constexpr, SPLIT: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    """This program's tile [BM, BN] in fp32 and where it belongs; EVEN: BK divides the channels.
+
+    Returns the sums, whether they are whole, sample (int64) and place of each row, which rows there are and how many,
+    the output channels, the group, the tile in it, their number, and the column of tiles.
+    """
+    SCALE: tl.constexpr = UP if MAP == "gather" else 1  # noqa: N806 -- of the source
+    program, part = tl.program_id(0), 0
+    if SPLIT:
+        program, part = program // splits, program % splits
+    phases = 1
+    if MAP == "phase":
+        phases = h_stride * w_stride
+    tiles = phases * high
+    row, across = tile_of(program, groups * tiles, tl.cdiv(out_channels, BN), GROUP)
+    group, tile = row // tiles, row % tiles
+    phase_h, phase_w = tile % phases // w_stride, tile % phases % w_stride
+    positions_h, taps_h, first_h, spacing_h, step_h, base_h, jump_h = axis_of(
+        phase_h, h_out, h_kernel, h_stride, h_padding, h_dilation, h_common, h_inverse, MAP, UP
+    )
+    positions_w, taps_w, first_w, spacing_w, step_w, base_w, jump_w = axis_of(
+        phase_w, w_out, w_kernel, w_stride, w_padding, w_dilation, w_common, w_inverse, MAP, UP
+    )
+    n, i, j, live, count = placed(tile // phases, samples, positions_h, positions_w, BM)
+    n += group.to(tl.int64) * samples
+    o = across * BN + tl.arange(0, BN)  # [BN]
+    in_o = (o < out_channels)[None, :]
+    at_h, at_w = i * step_h + base_h, j * step_w + base_w  # [BM]
+    rows = n * s_n + at_h.to(tl.int64) * s_h + at_w.to(tl.int64) * s_w
+
+    blocks = tl.cdiv(channels, BK)
+    trips = taps_h * taps_w * blocks
+    if PACKED:
+        trips = tl.cdiv(taps_h * taps_w * channels, BK)
+    begin, end = 0, tl.where(count > 0, trips, 0)
+    if SPLIT:
+        share = tl.cdiv(trips, splits)
+        begin, end = part * share, tl.minimum(part * share + share, end)
+    total = tl.zeros([BM, BN], tl.float32)
+    for trip in range(begin, end):
+        if PACKED:
+            d = trip * BK + tl.arange(0, BK)  # [BK]
+            tap, c = d // channels, d % channels
+            left = tap < taps_h * taps_w
+        else:
+            tap, c = trip // blocks, trip % blocks * BK + tl.arange(0, BK)
+            left = c < channels
+        far_h, tap_h = tap_of(tap // taps_w, first_h, spacing_h, jump_h, MAP, UP)
+        far_w, tap_w = tap_of(tap % taps_w, first_w, spacing_w, jump_w, MAP, UP)
+        at_f = tap_h.to(tl.int64) * f_r + tap_w.to(tl.int64) * f_s
+        if PACKED:
+            in_h, of_h = within(at_h[:, None] + far_h[None, :], h_source, SCALE)
+            in_w, of_w = within(at_w[:, None] + far_w[None, :], w_source, SCALE)
+            there = live[:, None] & in_h & in_w & left[None, :]
+            if SCALE > 1:
+                spot = (n * s_n)[:, None] + of_h.to(tl.int64) * s_h + of_w.to(tl.int64) * s_w + c[None, :] * s_c
+            else:
+                spot = rows[:, None] + (far_h.to(tl.int64) * s_h + far_w.to(tl.int64) * s_w + c * s_c)[None, :]
+            f = weight + (at_f + c * f_d)[:, None] + o.to(tl.int64)[None, :] * f_o
+        else:
+            in_h, of_h = within(at_h + far_h, h_source, SCALE)
+            in_w, of_w = within(at_w + far_w, w_source, SCALE)
+            there = (live & in_h & in_w)[:, None]
+            if not EVEN:
+                there = there & left[None, :]
+            if SCALE > 1:
+                spot = (n * s_n + of_h.to(tl.int64) * s_h + of_w.to(tl.int64) * s_w)[:, None]
+            else:
+                spot = (rows + (far_h.to(tl.int64) * s_h + far_w.to(tl.int64) * s_w))[:, None]
+            spot = spot + c.to(tl.int64)[None, :] * s_c
+            f = weight + at_f + c.to(tl.int64)[:, None] * f_d + o.to(tl.int64)[None, :] * f_o
+        a = tl.load(source + spot, mask=there, other=0.0)  # [BM, BK]
+        if saved is not None:
+            s = tl.load(saved + spot, mask=there, other=0.0)
+            a = formed(a, s, c, left, group * channels, slope, up_mean, lift, tilt, ACTIVATION)
+            if lift is not None:
+                a = tl.where(there, a, 0.0)
+        elif in_mean is not None:
+            own = group * in_step
+            m, scale, shift = vectors_of(c, left, in_mean + own, in_var + own, in_gamma, in_beta, in_eps)
+            a = tl.where(there, normalised(a, m, scale, shift, in_slope, IN_ACTIVATION), 0.0).to(a.dtype)
+        elif IN_ACTIVATION != "none":
+            a = tl.where(there, activate(a.to(tl.float32), in_slope, IN_ACTIVATION), 0.0).to(a.dtype)
+        in_f = in_o
+        if PACKED or not EVEN:
+            in_f = left[:, None] & in_o
+        b = tl.load(f, mask=in_f, other=0.0)  # [BK, BN]
+        total = tl.dot(a, b, total, input_precision=PRECISION)
+
+    whole = True
+    if SPLIT:
+        whole, total = gathered(total, work, ticket, program, part, splits, BM, BN)
+    place_h, place_w = i, j
+    if MAP == "phase":
+        place_h, place_w = phase_h + i * h_stride, phase_w + j * w_stride
+    return total, whole, n, place_h, place_w, live, count, o, group, tile, tiles, across
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One launch's tiles: rows of every group and phase, by columns of output channels."""
+
+    geometry: Geometry
+    map: str
+    samples: int  # of a group
+    groups: int
+    channels: int  # of the output
+    tile: Config
+
+    @property
+    def high(self) -> int:
+        """Count the tiles of a group's largest phase."""
+        return -(-self.samples * self.geometry.positions(self.map) // self.tile.rows)
+
+    @property
+    def tiles(self) -> int:
+        """Count the tiles of a group, down."""
+        return self.high * self.geometry.phases(self.map)
+
+    @property
+    def wide(self) -> int:
+        """Count the tiles across."""
+        return -(-self.channels // self.tile.cols)
+
+    @property
+    def programs(self) -> int:
+        """Count the programs."""
+        return self.groups * self.tiles * self.wide * self.tile.split
+
+    def arguments(self, sums: int) -> dict[str, object]:
+        """Return the kernels' arguments but for operands; ``sums`` [channels] of a tile are merged over all tiles."""
+        split = self.tile.split
+        parts, columns = room(self.groups, self.tiles, self.wide)
+        shared = self.groups * self.tiles * self.wide
+        work = Workspace(shared * split * self.tile.rows * self.tile.cols) if split > 1 else None
+        return {
+            **self.geometry.arguments(self.map),
+            **{"samples": self.samples, "groups": self.groups, "splits": split, "high": self.high},
+            "parts": Workspace(parts * sums * self.channels) if sums else None,
+            "work": work,
+            "ticket": Tickets(shared + (columns if sums else 0)) if work or sums else None,
+        }
+
+    def constexprs(self, depth: int) -> dict[str, object]:
+        """Return the kernels' constexprs that follow from the tile and the ``depth`` channels of the input."""
+        tile = self.tile
+        return {
+            **{"MAP": self.map, "UP": self.geometry.h.up, "SPLIT": tile.split > 1, "PACKED": packed(depth)},
+            **{"EVEN": depth % tile.depth == 0, "GROUP": GROUP, "BM": tile.rows, "BN": tile.cols, "BK": tile.depth},
+        }
+
+
+def packed(channels: int) -> bool:
+    """Whether a block takes the channels of several taps."""
+    return channels < LEAST_CHANNELS
+
+
+def strides(name: str, tensor: Tensor) -> dict[str, int]:
+    """Return the kernels' arguments for the strides of a tensor (n, c, h, w)."""
+    n, c, h, w = tensor.stride()
+    return {f"{name}_n": n, f"{name}_c": c, f"{name}_h": h, f"{name}_w": w}
+
+
+def filter_strides(weight: Tensor, map: str) -> dict[str, int]:
+    """Return the kernels' arguments for the strides of weights [K, C, R, S]: of the sum's depth, and of the output."""
+    k, c, r, s = weight.stride()
+    return {"f_d": c if map == GATHER else k, "f_o": k if map == GATHER else c, "f_r": r, "f_s": s}
+
+
+def channels_of(weight: Tensor, map: str) -> tuple[int, int]:
+    """Return the channels that are summed over and those of the output."""
+    K, C = weight.shape[:2]
+    return (C, K) if map == GATHER else (K, C)
+
+
+def vectors(operand: Tensor, weight: Tensor, map: str) -> bool:
+    """Whether whole vectors can be loaded along the channels of an operand (n, c, h, w) and of its weights."""
+    depth, cols = channels_of(weight, map)
+    inner = min(weight.stride()[:2]) == 1
+    steps = (*operand.stride(), *weight.stride())
+    even = all(step % 16 == 0 for step in steps if step != 1)
+    aligned = operand.data_ptr() % 16 == 0 and weight.data_ptr() % 16 == 0
+    return operand.stride(1) == 1 and inner and even and depth % 16 == 0 and cols % 16 == 0 and aligned
+
+
+def conv_target(operand: Tensor) -> Target:
+    """Return the device that holds the operand, with PyTorch's own TF32 setting for convolutions."""
+    exact = operand.dtype == torch.float32 and torch.backends.cudnn.conv.fp32_precision != "tf32"
+    return Target.of(operand, exact)
+
+
+def problem(
+    op: str,
+    source: Tensor,
+    weight: Tensor,
+    geometry: Geometry,
+    map: str,
+    target: Target,
+    masked: bool = False,
+    accumulators: int = 128,
+) -> Problem:
+    """Describe a convolution to the choice of a tile, as the matrix product that it is."""
+    depth, cols = channels_of(weight, map)
+    high, wide = geometry.out(map)
+    size = source.shape[0] * high * wide, cols, depth * geometry.taps(map)
+    return Problem(
+        op, *size, source.dtype.itemsize, target, masked, vectors(source, weight, map), True, accumulators
+    )
+
+
+def tile_for(asked: Problem, channels: int) -> Config:
+    """Return the tile for a problem whose sum goes over so many channels a tap: one block takes no more of them."""
+    tile = choose(asked)
+    if packed(channels) or channels >= tile.depth:
+        return tile
+    return replace(tile, depth=1 << (channels.bit_length() - 1))
