@@ -1,7 +1,7 @@
-"""A convolution or a transposed one in one launch: normalised on the way in, biased, activated, measured on the way out.
+"""A convolution or a transposed one in one launch: normalised on the way in; biased, activated, measured after.
 
     u            = x, phi(x), or phi(s (x - mean) + beta) where x is a raw output with its norm   (kernels/norm.py)
-    y            = phi(conv(u, W) + b), by the index map "gather", or "phase" where it is transposed (kernels/conv_map.py)
+    y            = phi(conv(u, W) + b), by the index map "gather", or "phase" if it is transposed  (kernels/conv_map.py)
     mean, var [groups, K] of y as it was stored, and the running ones, where they are asked for
 
 Contract: bf16, fp16 or fp32, one dtype for x, W and y; x, W and y by any strides; vectors in any floating dtype,
@@ -11,8 +11,15 @@ Products accumulate in fp32; fp32 operands are multiplied as PyTorch's TF32 sett
 order: the same operands give the same bits, always.
 
 Work, in elements and multiply-adds, for M rows (samples x positions of the output) and T taps: reads the input once for
-each column of tiles, from L2 where it was read for another tap, and T C K weights; writes M K; M T C K products, of which
-a phase of a transposed convolution has T / stride^2 each. Backward: conv_bwd_input.py, conv_bwd_weight.py.
+each column of tiles, from L2 where it was read for another tap, and T C K weights; writes M K; M T C K products, of
+which a phase of a transposed convolution has T / stride^2 each. Backward: conv_bwd_input.py, conv_bwd_weight.py.
+
+Registers a thread, the most of any form in conv_forms.py on sm_80, 86, 89, 90, 100 and 120 (Triton 3.7.1), of at most
+255, nothing spilled; wgmma on sm_90 wherever the tile has 64 rows or more, save in IEEE fp32:
+    tile      128x256   128x128   128x64   64x64   128x32   128x16   32x32
+    16 bits       000       000      000     000      000      000     000
+    TF32            -       000      000     000        -      000     000
+    IEEE            -         -        -     000        -        -     000
 """
 
 from __future__ import annotations
@@ -63,7 +70,7 @@ def conv_fwd_kernel(
         0.0, None, None, None, in_mean, in_var, in_gamma, in_beta, in_step, in_eps, in_slope, work, ticket,
         "none", IN_ACTIVATION, PRECISION, MAP, UP, EVEN, PACKED, SPLIT, BM, BN, BK, GROUP,
     )  # fmt: skip
-    if SPLIT:
+    if SPLIT:  # noqa: SIM102 -- known when compiled, the other not
         if not whole:
             return
     if bias is not None:
@@ -122,7 +129,7 @@ def fwd_problem(
 ) -> Problem:
     """Describe a convolution forward to the choice of a tile: what stands beside it takes registers."""
     op = "conv_fwd" if norm is None else "conv_fwd_norm"
-    room = (64, 32, 32)[(norm is not None) + (statistics is not None)]
+    room = 64 if norm or statistics else 128
     return problem(op, x, weight, geometry, map, target, False, room)
 
 

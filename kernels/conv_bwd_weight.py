@@ -1,6 +1,7 @@
 """The weight gradient of a convolution or a transposed one, and of the convolution's bias, in one launch.
 
-    gW [K, C, R, S] = sum over samples n and grid positions p, q of  e[n, p, q, k] f[n, p stride - padding + r dilation, ..., c]
+    gW [K, C, R, S] = sum over samples n and grid positions p, q of
+                      e[n, p, q, k] f[n, p stride - padding + r dilation, ..., c]
     gb [K]          = sum of e, by the programs of the first tile across, where e is the gradient
 
 e stands on the grid [P, Q], f on the image [H, W]. For a convolution e is the gradient g and f the operand u; for a
@@ -12,9 +13,18 @@ positions is shared by several programs where there are few tiles; parts are add
 
 Work, in elements and multiply-adds, for M = n P Q rows and T taps: reads the grid's side once for each tile across and
 the image's once for each tile down and each tap (from L2); writes K C T; M T C K products.
+
+Registers a thread, the most of any form in conv_forms.py on sm_80, 86, 89, 90, 100 and 120 (Triton 3.7.1), of at most
+255, nothing spilled; wgmma on sm_90 wherever the tile has 64 rows or more, save in IEEE fp32:
+    tile      128x256   128x128   128x64   64x64   128x32   128x16   32x32
+    16 bits       000       000      000     000      000      000     000
+    TF32            -       000      000     000        -      000     000
+    IEEE            -         -        -     000        -        -     000
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import triton
 import triton.language as tl
@@ -22,11 +32,11 @@ from torch import Tensor
 
 from fastgan.kernels.activation import activate
 from fastgan.kernels.conv_map import GATHER, GEOMETRY, Geometry, placed, within
-from fastgan.kernels.conv_product import conv_target, packed, strides, vectors
+from fastgan.kernels.conv_product import LEAST_CHANNELS, MOST_REGISTERS, conv_target, packed, steps, straight, strides
 from fastgan.kernels.launch import Launch, Tickets, Workspace, submit
 from fastgan.kernels.linear import gathered, given
 from fastgan.kernels.norm import Correction, Norm, correction_arguments, formed, norm_arguments, normalised, vectors_of
-from fastgan.kernels.tile import GROUP, Config, Problem, Target, choose, tile_of
+from fastgan.kernels.tile import GROUP, WGMMA, Config, Problem, Target, choose, tile_of
 
 
 @triton.jit
@@ -162,7 +172,8 @@ def bwd_weight_launch(
 ) -> Launch:
     """Prepare gw [K, C, R, S] from gy and u, which is x, x through the activation ``before``, or x normalised."""
     K, C, R, S = gw.shape
-    tile = config or choose(bwd_weight_problem(gy, saved, x, gw, geometry, target, correction, norm))
+    asked = bwd_weight_problem(gy, saved, x, gw, geometry, target, correction, norm, before)
+    tile = config or weight_tile(choose(asked), C)
     groups = max(norm.mean.shape[0] if norm else 1, correction.mean.shape[0] if correction else 1)
     samples = x.shape[0] // groups
     trips = -(-samples * geometry.positions(GATHER) // tile.depth)
@@ -170,8 +181,17 @@ def bwd_weight_launch(
     tiles, split = -(-K // tile.rows) * across, tile.split
     grid, image = (x, gy) if transposed else (gy, x)
     phi = (norm.activation, norm.slope) if norm else before
-    f_k, f_c, f_r, f_s = gw.stride()
-    arguments: dict[str, object] = {"gy": gy, "saved": saved, "x": x, "gw": gw, "gb": gb, "slope": slope, "K": K, "C": C}
+    f_k, f_c, f_r, f_s = steps(gw)
+    arguments: dict[str, object] = {
+        "gy": gy,
+        "saved": saved,
+        "x": x,
+        "gw": gw,
+        "gb": gb,
+        "slope": slope,
+        "K": K,
+        "C": C,
+    }
     arguments |= {"samples": samples, "groups": groups, "splits": split, "trips": trips}
     arguments |= strides("e", grid) | strides("i", image) | {"f_k": f_k, "f_c": f_c, "f_r": f_r, "f_s": f_s}
     arguments |= geometry.arguments(GATHER) | correction_arguments(correction) | norm_arguments(norm)
@@ -193,14 +213,22 @@ def bwd_weight_problem(
     target: Target,
     correction: Correction | None = None,
     norm: Norm | None = None,
+    before: tuple[str, float] = ("none", 0.0),
 ) -> Problem:
     """Describe a weight gradient to the choice of a tile: what stands beside the product takes registers."""
     K, C, R, S = gw.shape
     op = "conv_bwd_weight" if norm is None else "conv_bwd_weight_norm"
     size = K, C * R * S, x.shape[0] * geometry.positions(GATHER), gy.dtype.itemsize
-    room = 16 if norm and correction else 32 if norm or correction or saved is not None else 64
-    straight = all(vectors(operand, gw, GATHER) for operand in (gy, x))
-    return Problem(op, *size, target, saved is not None, straight, True, room)
+    room = 64 if norm or saved is not None else 128
+    if before[0] != "none" and target.arch not in WGMMA:
+        room = 32
+    return Problem(op, *size, target, saved is not None, straight(gy) and straight(x), True, room)
+
+
+def weight_tile(tile: Config, channels: int) -> Config:
+    """Return a tile that is no wider than a tap's channels; index maps take registers, so it has all."""
+    cols = tile.cols if packed(channels) else min(tile.cols, max(LEAST_CHANNELS, 1 << (channels - 1).bit_length()))
+    return replace(tile, cols=cols, registers=MOST_REGISTERS)
 
 
 def conv_bwd_weight(

@@ -8,9 +8,9 @@ A transposed one leads back: its weights are the same, its output is the image. 
 forward pass of one and a backward pass of the other:
 
     gather   [H, W] -> [P, Q]: convolution forward, transposed convolution's input gradient
-    phase    [P, Q] -> [H, W]: transposed convolution forward, convolution's input gradient. Positions that are congruent
-             modulo the stride form a phase: a small dense convolution by every stride-th tap. A phase may have no tap
-             (kernel < stride, a dilation that shares a factor with the stride): its sums are 0, and are written too.
+    phase    [P, Q] -> [H, W]: transposed convolution forward, convolution's input gradient. Positions congruent modulo
+             the stride form a phase: a small dense convolution by every stride-th tap. A phase may have no tap (kernel
+             < stride, a dilation that shares a factor with the stride): its sums are 0, and are written too.
     spread   the input gradient of a convolution of stride 1 over an image scaled up by ``up``: [P, Q] -> [H, W] by
              R up taps, without the larger image
 

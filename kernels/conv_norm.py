@@ -1,7 +1,7 @@
-"""Statistics of many tiles, in the launch that makes them: the last of LANES tiles merges them, the last of all the rest.
+"""Statistics of many tiles, in the launch that makes them: the last of LANES tiles merges them, the last of all those.
 
-A convolution has thousands of tiles of rows, and a phase may have fewer rows than its neighbour: a tile's part tells how
-many it has. Two steps keep what the last program has left to do short. The order of all sums is fixed. The formulas
+A convolution has thousands of tiles of rows, and a phase may have fewer rows than its neighbour: a tile's part tells
+how many it has. Two steps keep what the last program has left to do short. The order of all sums is fixed. The formulas
 stand in kernels/norm.py.
 """
 
@@ -83,7 +83,7 @@ def finish(
 
 @triton.jit
 def merged(parts, tiles, c, inside, C, BC: tl.constexpr, LANES: tl.constexpr):
-    """Number, mean and sum of squared distances [BC] of parts [tiles, 3, C], by the formula of Chan, Golub & LeVeque."""
+    """Number, mean and sum of squared distances [BC] of parts [tiles, 3, C], by Chan, Golub & LeVeque's formula."""
     seen = tl.zeros([BC], tl.float32)
     mean = tl.zeros([BC], tl.float32)
     squares = tl.zeros([BC], tl.float32)

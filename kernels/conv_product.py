@@ -2,10 +2,10 @@
 
     out [BM, BN] = sum over the taps of a phase and the channels of  a [BM, BK] w [BK, BN]
 
-``a`` is read where the index map (kernels/conv_map.py) says; what lies outside is 0, also after what is done to ``a`` in
-passing: a norm and its activation, or for a gradient an activation's derivative or the statistics' correction. The loop
-over taps and blocks of channels is one, so that loads run ahead across taps. Where there are few channels (an image's
-3), PACKED, a block takes the channels of several taps, at an address for each element.
+``a`` is read where the index map (kernels/conv_map.py) says; what lies outside is 0, also after what is done to ``a``
+in passing: a norm and its activation, or for a gradient an activation's derivative or the statistics' correction. The
+loop over taps and blocks of channels is one, so that loads run ahead across taps. Where there are few channels (an
+image's 3), PACKED, a block takes the channels of several taps, at an address for each element.
 """
 
 from __future__ import annotations
@@ -17,15 +17,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastgan.kernels import cost, tables
 from fastgan.kernels.activation import activate
 from fastgan.kernels.conv_map import GATHER, Geometry, axis_of, placed, tap_of, within
 from fastgan.kernels.conv_norm import room
 from fastgan.kernels.launch import Tickets, Workspace
 from fastgan.kernels.linear import gathered
 from fastgan.kernels.norm import formed, normalised, vectors_of
-from fastgan.kernels.tile import GROUP, Config, Problem, Target, choose, tile_of
+from fastgan.kernels.problem import useful
+from fastgan.kernels.tile import GROUP, Config, Problem, Target, candidates, choose, refusal, tile_of
 
 LEAST_CHANNELS = 16  # of a block that takes one tap: with fewer, a block takes several
+MOST_NARROW = 64  # channels of an output that a tile may be cut to
+MOST_REGISTERS = 255  # of a thread
 
 
 @triton.jit
@@ -44,7 +48,7 @@ def contraction(
     Returns the sums, whether they are whole, sample (int64) and place of each row, which rows there are and how many,
     the output channels, the group, the tile in it, their number, and the column of tiles.
     """
-    SCALE: tl.constexpr = UP if MAP == "gather" else 1  # noqa: N806 -- of the source
+    SCALE: tl.constexpr = UP if MAP == "gather" else 1  # of the source
     program, part = tl.program_id(0), 0
     if SPLIT:
         program, part = program // splits, program % splits
@@ -80,7 +84,7 @@ def contraction(
     for trip in range(begin, end):
         if PACKED:
             d = trip * BK + tl.arange(0, BK)  # [BK]
-            tap, c = d // channels, d % channels
+            tap, c = d // channels, (d % channels).to(tl.int64)
             left = tap < taps_h * taps_w
         else:
             tap, c = trip // blocks, trip % blocks * BK + tl.arange(0, BK)
@@ -93,7 +97,7 @@ def contraction(
             in_w, of_w = within(at_w[:, None] + far_w[None, :], w_source, SCALE)
             there = live[:, None] & in_h & in_w & left[None, :]
             if SCALE > 1:
-                spot = (n * s_n)[:, None] + of_h.to(tl.int64) * s_h + of_w.to(tl.int64) * s_w + c[None, :] * s_c
+                spot = (n * s_n)[:, None] + of_h.to(tl.int64) * s_h + of_w.to(tl.int64) * s_w + (c * s_c)[None, :]
             else:
                 spot = rows[:, None] + (far_h.to(tl.int64) * s_h + far_w.to(tl.int64) * s_w + c * s_c)[None, :]
             f = weight + (at_f + c * f_d)[:, None] + o.to(tl.int64)[None, :] * f_o
@@ -195,15 +199,21 @@ def packed(channels: int) -> bool:
     return channels < LEAST_CHANNELS
 
 
+def steps(tensor: Tensor) -> tuple[int, ...]:
+    """Return the strides of a tensor of four axes; along an axis of one position, where any would do, 0."""
+    n, c, h, w = tensor.stride()
+    return n if tensor.shape[0] > 1 else 0, c, h if tensor.shape[2] > 1 else 0, w if tensor.shape[3] > 1 else 0
+
+
 def strides(name: str, tensor: Tensor) -> dict[str, int]:
     """Return the kernels' arguments for the strides of a tensor (n, c, h, w)."""
-    n, c, h, w = tensor.stride()
+    n, c, h, w = steps(tensor)
     return {f"{name}_n": n, f"{name}_c": c, f"{name}_h": h, f"{name}_w": w}
 
 
 def filter_strides(weight: Tensor, map: str) -> dict[str, int]:
     """Return the kernels' arguments for the strides of weights [K, C, R, S]: of the sum's depth, and of the output."""
-    k, c, r, s = weight.stride()
+    k, c, r, s = steps(weight)
     return {"f_d": c if map == GATHER else k, "f_o": k if map == GATHER else c, "f_r": r, "f_s": s}
 
 
@@ -213,19 +223,21 @@ def channels_of(weight: Tensor, map: str) -> tuple[int, int]:
     return (C, K) if map == GATHER else (K, C)
 
 
+def straight(operand: Tensor) -> bool:
+    """Whether whole vectors can be loaded along the channels of an operand (n, c, h, w)."""
+    even = all(step % 16 == 0 for step in steps(operand) if step != 1)
+    return operand.stride(1) == 1 and even and operand.shape[1] % 16 == 0 and operand.data_ptr() % 16 == 0
+
+
 def vectors(operand: Tensor, weight: Tensor, map: str) -> bool:
     """Whether whole vectors can be loaded along the channels of an operand (n, c, h, w) and of its weights."""
-    depth, cols = channels_of(weight, map)
-    inner = min(weight.stride()[:2]) == 1
-    steps = (*operand.stride(), *weight.stride())
-    even = all(step % 16 == 0 for step in steps if step != 1)
-    aligned = operand.data_ptr() % 16 == 0 and weight.data_ptr() % 16 == 0
-    return operand.stride(1) == 1 and inner and even and depth % 16 == 0 and cols % 16 == 0 and aligned
+    even = all(step % 16 == 0 for step in steps(weight) if step != 1) and channels_of(weight, map)[1] % 16 == 0
+    return straight(operand) and even and min(weight.stride()[:2]) == 1 and weight.data_ptr() % 16 == 0
 
 
 def conv_target(operand: Tensor) -> Target:
     """Return the device that holds the operand, with PyTorch's own TF32 setting for convolutions."""
-    exact = operand.dtype == torch.float32 and torch.backends.cudnn.conv.fp32_precision != "tf32"
+    exact = operand.dtype == torch.float32 and torch.backends.cudnn.conv.fp32_precision != "tf32"  # type: ignore[attr-defined]
     return Target.of(operand, exact)
 
 
@@ -243,14 +255,49 @@ def problem(
     depth, cols = channels_of(weight, map)
     high, wide = geometry.out(map)
     size = source.shape[0] * high * wide, cols, depth * geometry.taps(map)
-    return Problem(
-        op, *size, source.dtype.itemsize, target, masked, vectors(source, weight, map), True, accumulators
-    )
+    return Problem(op, *size, source.dtype.itemsize, target, masked, vectors(source, weight, map), True, accumulators)
 
 
 def tile_for(asked: Problem, channels: int) -> Config:
-    """Return the tile for a problem whose sum goes over so many channels a tap: one block takes no more of them."""
+    """Return the tile for a problem whose sum goes over so many channels a tap.
+
+    Where nothing was measured, an output of few channels takes a tall tile if that is expected to be faster.
+    """
     tile = choose(asked)
-    if packed(channels) or channels >= tile.depth:
-        return tile
-    return replace(tile, depth=1 << (channels.bit_length() - 1))
+    if tables.nearest(asked) is None:
+        tile = min((tile, *_tall(asked)), key=lambda each: cost.estimate(asked, each))
+    return _fitted(tile, channels)
+
+
+def candidates_for(asked: Problem, channels: int) -> tuple[Config, ...]:
+    """List the tiles that ``tile_for`` may return where nothing was measured."""
+    return tuple(dict.fromkeys(_fitted(tile, channels) for tile in (*candidates(asked), *_tall(asked))))
+
+
+def _fitted(tile: Config, channels: int) -> Config:
+    """Return a tile whose blocks take no more channels than a tap has; index maps take registers, so it has all."""
+    depth = tile.depth if packed(channels) else min(tile.depth, 1 << (channels.bit_length() - 1))
+    return replace(tile, depth=depth, registers=MOST_REGISTERS)
+
+
+def _tall(asked: Problem) -> list[Config]:
+    """List the tiles that are as narrow as an output of few channels."""
+    if asked.cols > MOST_NARROW or asked.kind == "ieee":
+        return []
+    cols = max(LEAST_CHANNELS, 1 << (asked.cols - 1).bit_length())
+    depth = 128 // asked.item_bytes if asked.vectors else 32
+    rows = 128 if asked.vectors or asked.item_bytes == 2 else 64  # an address for each element
+    tile = Config(rows, cols, depth, 8 if cols == MOST_NARROW else 4, MOST_REGISTERS)
+    return [tile] if refusal(asked, tile) is None and useful(asked, tile) else []
+
+
+def in_load(asked: Problem, plain: Problem, channels: int, elements: int, columns: bool = False) -> bool:
+    """Whether an operand is normalised where ``asked`` loads it, rather than by a pass over its ``elements`` before.
+
+    Every tap and every tile across loads it anew, and the vectors leave less room for accumulators; a pass takes a
+    launch and memory. ``columns``: it is the operand of the columns.
+    """
+    tile, least = tile_for(asked, channels), tile_for(plain, channels)
+    side, times = (asked.cols, -(-asked.rows // tile.rows)) if columns else (asked.rows, -(-asked.cols // tile.cols))
+    here = cost.estimate(asked, tile) + cost.forming_us(asked, tile, side * asked.depth * times)
+    return here <= cost.estimate(plain, least) + cost.pass_us(plain, elements)

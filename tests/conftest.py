@@ -90,7 +90,7 @@ def full() -> bool:
 @pytest.fixture
 def products(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Counts the kernels' matrix products by name."""
-    from fastgan.kernels import linear, linear_bwd_input, linear_bwd_weight
+    from fastgan.kernels import conv, conv_bwd_input, conv_bwd_weight, linear, linear_bwd_input, linear_bwd_weight
 
     counts: Counter[str] = Counter()
 
@@ -105,6 +105,9 @@ def products(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         (linear, "linear_fwd"),
         (linear_bwd_input, "linear_bwd_input"),
         (linear_bwd_weight, "linear_bwd_weight"),
+        (conv, "conv_fwd"),
+        (conv_bwd_input, "conv_bwd_input"),
+        (conv_bwd_weight, "conv_bwd_weight"),
     ):
         monkeypatch.setattr(module, name, counting(name, getattr(module, name)))
     return counts

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from fastgan.errors import UserError
+from fastgan.nn import Chain
 
 
 class DCGANGenerator(nn.Module):
@@ -27,7 +28,7 @@ class DCGANGenerator(nn.Module):
             layers += [nn.BatchNorm2d(features), nn.ReLU()]
             previous, stride, padding = features, 2, 1
         layers += [nn.ConvTranspose2d(previous, channels, 4, stride, padding, bias=False), nn.Tanh()]
-        self.layers = nn.Sequential(*layers).apply(_initialise)
+        self.layers = Chain(*layers).apply(_initialise)
 
     def forward(self, z: Tensor) -> Tensor:
         """Map latents to images."""
@@ -58,7 +59,7 @@ class DCGANDiscriminator(nn.Module):
             layers.append(nn.LeakyReLU(negative_slope))
             previous = features
         layers.append(nn.Conv2d(previous, 1, 4, 1, 0, bias=False))
-        self.layers = nn.Sequential(*layers).apply(_initialise)
+        self.layers = Chain(*layers).apply(_initialise)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images to logits."""

@@ -2,8 +2,19 @@
 
 from fastgan.nn.chain import Chain
 from fastgan.nn.concat_linear import ConcatLinearAct
+from fastgan.nn.conv import Conv1dAct, Conv2dAct, ConvTranspose1dAct, ConvTranspose2dAct
 from fastgan.nn.linear import LinearAct
 from fastgan.nn.maxout import Maxout
 from fastgan.ops.concat_linear import Embedded
 
-__all__ = ["Chain", "ConcatLinearAct", "Embedded", "LinearAct", "Maxout"]
+__all__ = [
+    "Chain",
+    "ConcatLinearAct",
+    "Conv1dAct",
+    "Conv2dAct",
+    "ConvTranspose1dAct",
+    "ConvTranspose2dAct",
+    "Embedded",
+    "LinearAct",
+    "Maxout",
+]

@@ -3,5 +3,9 @@
 from fastgan.ops import chain as chain
 from fastgan.ops.concat_linear import Embedded as Embedded
 from fastgan.ops.concat_linear import concat_linear_act as concat_linear_act
+from fastgan.ops.conv import conv1d_act as conv1d_act
+from fastgan.ops.conv import conv2d_act as conv2d_act
+from fastgan.ops.conv import conv_transpose1d_act as conv_transpose1d_act
+from fastgan.ops.conv import conv_transpose2d_act as conv_transpose2d_act
 from fastgan.ops.linear import linear_act as linear_act
 from fastgan.ops.maxout import maxout as maxout

@@ -1,4 +1,4 @@
-"""A chain of linear layers with their norms, activations and dropouts as one function: what passes between is raw.
+"""A chain of layers, linear or convolutions, with all that stands between them as one function: what passes is raw.
 
 A layer that is followed by a norm stores its raw output once, with its statistics; the norm and its activation are
 formed where the next layer loads them, and differentiated in the epilogue of that layer's input gradient. One that is
@@ -8,7 +8,6 @@ not stores its activated output; the next layer's input gradient goes through th
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -18,8 +17,8 @@ from torch.autograd import Function
 from fastgan.ops import activation as act
 from fastgan.ops import dropout as drop
 from fastgan.ops.backend import register
-from fastgan.ops.linear_autograd import apply, differentiate
-from fastgan.ops.linear_compute import Incoming, product, settled, to_bias, to_input, to_weight
+from fastgan.ops.chain_layer import Layer, returned, rows, shaped
+from fastgan.ops.linear_compute import Incoming
 from fastgan.ops.linear_dropout import apply_with_dropout, through
 from fastgan.ops.registration import asked_for, batched
 
@@ -31,39 +30,17 @@ PARAMETERS = 4  # of a layer: weight, bias, and the norm's weight and bias
 SAVED = 4  # of a layer: output, mean, var, and the seed of its dropout
 
 
-class BatchNorm(NamedTuple):
-    """What a batch norm asks for in this call."""
-
-    eps: float
-    training: bool  # by the batch's statistics
-    running_mean: Tensor | None  # in training, to be moved; else what to go by
-    running_var: Tensor | None
-    tracked: Tensor | None = None  # batches seen before, where the running ones are plain averages
-    momentum: float = 0.0
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One linear layer of a chain and what follows it: a norm, an activation; or an activation and dropout."""
-
-    activation: str = "none"
-    slope: float = 0.0
-    norm: BatchNorm | None = None
-    dropout: float = 0.0
-    dropout_first: bool = False
-
-
 def run(layers: Sequence[Layer], groups: int, input: Tensor, parameters: Sequence[Tensor | None]) -> Tensor:
-    """Run linear layers one into the next, on the kernels.
+    """Run layers one into the next, on the kernels: all linear, or all convolutions.
 
     Args:
         layers: what each of them does.
         groups: equal parts of the batch, one after the other, that have statistics of their own.
-        input: (batch, in_features), of the dtype of the weights.
+        input: (batch, in_features) or (batch, channels, height, width), of the dtype of the weights.
         parameters: for each layer weight, bias, and the norm's weight and bias; None for those it lacks.
 
     Returns:
-        (batch, out_features) of the last layer. Differentiable as often as asked.
+        What the last layer puts out. Differentiable as often as asked.
     """
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (input, *parameters)):
         output: Tensor = _Chain.apply(tuple(layers), groups, input, *parameters)
@@ -149,7 +126,7 @@ def _forward(
         assert weight is not None
         statistics = seed = dropout = mean = var = None
         if layer.norm is not None and layer.norm.training:
-            mean, var = torch.empty((2, groups, weight.shape[0]), dtype=torch.float32, device=u.device)
+            mean, var = torch.empty((2, groups, layer.features(weight)), dtype=torch.float32, device=u.device)
             statistics = Statistics(mean, var, *layer.norm[2:])
         elif layer.norm is not None and layer.norm.running_mean is not None and layer.norm.running_var is not None:
             mean, var = layer.norm.running_mean[None], layer.norm.running_var[None]
@@ -158,16 +135,15 @@ def _forward(
         if layer.dropout:
             seed = drop.draw(u.device)
             dropout = _dropout(layer, seed)
-        how = (layer.activation, layer.slope) if layer.norm is None else ("none", 0.0)
-        u = product(u, weight, bias, *how, norm=norm, dropout=dropout, statistics=statistics)[0]
+        u = layer.product(u, weight, bias, norm, dropout, statistics)
         norm = None if layer.norm is None else _norm(layer, mean, var, gamma, beta)
         if keep:
             kept += [u, mean, var, seed]
     if norm is not None:
-        return batch_norm_act_fwd(u, norm), kept
-    if keep and layers[-1].activation == "none":
+        u = shaped(batch_norm_act_fwd(rows(u), norm), u)
+    elif keep and layers[-1].activation == "none":
         kept[-SAVED] = None
-    return u, kept
+    return returned(u, input, [weight for weight in parameters[::PARAMETERS] if weight is not None]), kept
 
 
 def _dropout(layer: Layer, seed: Tensor) -> Any:
@@ -190,23 +166,24 @@ def _backward(tape: Tape, grad: Tensor, wanted: Sequence[bool]) -> list[Tensor |
         own = 1 + PARAMETERS * at
         assert operand is not None
         below = _below(tape, at - 1) if at and norm is None else None
-        readers = weight if any(wanted[:own]) else None, operand if wanted[own] else None
-        incoming = settled(incoming, *readers, below, norm, wanted[own + 1])
+        layer = tape.layers[at]
+        asked = any(wanted[:own]), wanted[own], wanted[own + 1]
+        incoming = layer.settled(incoming, weight, operand, asked, below, norm)
         if wanted[own]:
-            results[own], results[own + 1] = to_weight(incoming, operand, wanted[own + 1], norm=norm)
+            results[own], results[own + 1] = layer.to_weight(incoming, operand, weight, wanted[own + 1], norm)
         elif wanted[own + 1]:
-            results[own + 1] = to_bias(incoming)
+            results[own + 1] = layer.to_bias(incoming)
         if not any(wanted[:own]):
             break
         if at == 0:
-            results[0] = to_input(incoming, weight)
+            results[0] = layer.to_input(incoming, weight, operand)
         elif norm is not None:
             to = _places(tape, at - 1, wanted, results)
-            g = to_input(incoming, weight, norm=norm, raw=operand, to=to)
+            g = layer.to_input(incoming, weight, operand, norm=norm, to=to)
             correction = None if to.lift is None else Correction(norm.mean, to.lift, to.tilt)
             incoming = Incoming(g, None if correction is None else operand, correction=correction)
         else:
-            incoming = Incoming(to_input(incoming, weight, below=below))
+            incoming = Incoming(layer.to_input(incoming, weight, operand, below=below))
     return results
 
 
@@ -219,7 +196,7 @@ def _through_the_end(tape: Tape, grad: Tensor, wanted: Sequence[bool], results: 
     layer, y, norm, seed = tape.layers[last], tape.output(last), tape.norm(last), tape.seed(last)
     if norm is not None and y is not None:
         to = _places(tape, last, wanted, results)
-        g = batch_norm_act_bwd(grad, y, norm, to)
+        g = shaped(batch_norm_act_bwd(rows(grad), rows(y), norm, to), y)
         correction = None if to.lift is None else Correction(norm.mean, to.lift, to.tilt)
         return Incoming(g, None if correction is None else y, correction=correction)
     if seed is not None:
@@ -256,17 +233,13 @@ def _below(tape: Tape, at: int) -> Any:
 def _straight_backward(tape: Tape, grad: Tensor) -> Tensor:
     """Form the gradient of the input with a graph of its own: a penalty through it costs no second forward pass."""
     for at in range(len(tape.layers) - 1, -1, -1):
-        layer, mask, seed, how = tape.layers[at], tape.output(at), tape.seed(at), ("none", 0.0)
+        layer, mask, seed = tape.layers[at], tape.output(at), tape.seed(at)
+        operand = tape.output(at - 1) if at else tape.input
+        assert operand is not None
         if seed is not None:
             grad = through(grad, mask, seed, layer.activation, layer.slope, layer.dropout, layer.dropout_first)
             mask = None
-        elif layer.activation == "none":
-            mask = None
-        else:
-            how = (layer.activation, layer.slope)
-        gradient = differentiate(grad, None, tape.of(at)[0], mask, (True, False, False), *how, True)[0]
-        assert gradient is not None
-        grad = gradient
+        grad = layer.differentiate(grad, tape.of(at)[0], None if layer.activation == "none" else mask, operand)
     return grad
 
 
@@ -287,7 +260,7 @@ def _recorded(tape: Tape) -> Tensor:
         weight, bias, gamma, beta = tape.of(at)
         seed = tape.seed(at)
         if layer.norm is not None:
-            u = apply(u, weight, bias, "none", 0.0, True)
+            u = layer.apply(u, weight, bias)
             mean, var = (tape.kept[SAVED * at + 1], tape.kept[SAVED * at + 2])
             u = normalise(u, gamma, beta, layer.norm.eps, tape.groups, None if layer.norm.training else (mean, var))
             u = act.activate(u, layer.activation, layer.slope)
@@ -295,19 +268,21 @@ def _recorded(tape: Tape) -> Tensor:
             more = (layer.activation, layer.slope, layer.dropout, layer.dropout_first)
             u = apply_with_dropout(u, weight, bias, seed, *more)
         else:
-            u = apply(u, weight, bias, layer.activation, layer.slope, True)
+            u = layer.apply(u, weight, bias)
     return u
 
 
 def normalise(
     y: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: float, groups: int, frozen: tuple[Any, Any] | None
 ) -> Tensor:
-    """Batch norm of y (batch, features) in plain arithmetic, each group by its own or all by the frozen statistics."""
+    """Batch norm of y (batch, features, ...) in plain arithmetic, each group by its own or by the frozen statistics."""
     parts = y.float().unflatten(0, (groups, -1))
+    over = [at for at in range(parts.dim()) if at not in (0, 2)]
+    shape = (1, -1, *(1 for _ in y.shape[2:]))
     if frozen is None:
-        var, mean = torch.var_mean(parts, 1, correction=0, keepdim=True)
+        var, mean = torch.var_mean(parts, over, correction=0, keepdim=True)
     else:
-        mean, var = frozen[0].float(), frozen[1].float()
+        mean, var = (vector.float().view(shape) for vector in frozen)
     out = ((parts - mean) * torch.rsqrt(var + eps)).flatten(0, 1)
-    out = out if gamma is None else out * gamma
-    return (out if beta is None else out + beta).to(y.dtype)
+    out = out if gamma is None else out * gamma.view(shape)
+    return (out if beta is None else out + beta.view(shape)).to(y.dtype)

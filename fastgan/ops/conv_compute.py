@@ -29,7 +29,7 @@ NOTHING = ("none", 0.0)  # what has no activation
 
 def fits(input: Tensor, weight: Tensor, bias: Tensor | None, form: Form) -> bool:
     """Whether the kernels take these operands; PyTorch computes what they do not, or refuses it in its own words."""
-    if form.groups != 1 or weight.dim() != 4 or input.dim() != 4:
+    if not form.mapped or weight.dim() != 4 or input.dim() != 4 or min(form.stride) <= 0:
         return False
     (depth, cols), dtype, device = form.channels(weight), input.dtype, input.device
     spare = zip(form.output_padding, form.stride, form.dilation, strict=True)
@@ -40,7 +40,6 @@ def fits(input: Tensor, weight: Tensor, bias: Tensor | None, form: Form) -> bool
         and input.layout is weight.layout is torch.strided
         and (bias is None or (bias.dtype == dtype and bias.device == device and bias.shape == (cols,)))
         and min(weight.numel(), *input.shape[1:], *form.size(input.shape, weight.shape)) > 0
-        and min(form.stride) > 0
         and min(form.dilation) > 0
         and min(form.padding) >= 0
         and all(0 <= more < max(step, wide) for more, step, wide in spare if form.transposed)
@@ -65,10 +64,25 @@ def inner(tensor: Tensor) -> Tensor:
     return tensor.contiguous(memory_format=torch.channels_last)
 
 
-def room(input: Tensor, weight: Tensor, form: Form) -> Tensor:
-    """Make room for the output, channels_last."""
+def format_of(*tensors: Tensor) -> torch.memory_format:
+    """Return the layout that PyTorch's convolution of such tensors has: channels_last where one of them has it."""
+    return torch.channels_last if any(map(_channels_last, tensors)) else torch.contiguous_format
+
+
+def _channels_last(tensor: Tensor) -> bool:
+    size, stride = tensor.shape, tensor.stride()
+    least = 0
+    for axis in (1, 3, 2, 0):
+        if stride[axis] < least or size[axis] == 0 or (axis == 0 and least == stride[1]):
+            return False
+        least = stride[axis] * max(size[axis], 1)
+    return stride[1] != 0
+
+
+def room(input: Tensor, weight: Tensor, form: Form, format: torch.memory_format = torch.channels_last) -> Tensor:
+    """Make room for the output."""
     size = (input.shape[0], form.channels(weight)[1], *form.size(input.shape, weight.shape))
-    return torch.empty(size, dtype=input.dtype, device=input.device, memory_format=torch.channels_last)
+    return torch.empty(size, dtype=input.dtype, device=input.device, memory_format=format)
 
 
 def product(
@@ -82,8 +96,9 @@ def product(
     norm: Norm | None = None,
     before: tuple[str, float] = NOTHING,
     statistics: Statistics | None = None,
+    format: torch.memory_format = torch.channels_last,
 ) -> Tensor:
-    """Return phi(conv(u, weight) + bias), channels_last; u is x, x through ``before``, or x through its ``norm``.
+    """Return phi(conv(u, weight) + bias) in that layout; u is x, x through ``before``, or x through its ``norm``.
 
     ``statistics``: where those of the result are written.
     """
@@ -99,10 +114,13 @@ def product(
         if library or not in_load(kernels.fwd_problem, *asked, norm=5, of=x, depth=depth, columns=False):
             x, norm = normalised(x, norm), None
     if library:
-        return _by_library(_through(x, before), weight, bias, form, activation, slope, statistics)
-    y = room(x, weight, form)
+        y = _by_library(_through(x, before), weight, bias, form, activation, slope, statistics)
+        return y.contiguous(memory_format=format)
+    straight = form.channels(weight)[1] < FEW or form.size(x.shape, weight.shape) == (1, 1)  # written as they stay
+    y = room(x, weight, form, format if straight else torch.channels_last)
     how = geometry, map, activation, slope
-    return kernels.conv_fwd(x, weight, bias, y, *how, norm=norm, before=before, statistics=statistics)
+    kernels.conv_fwd(x, weight, bias, y, *how, norm=norm, before=before, statistics=statistics)
+    return y.contiguous(memory_format=format)
 
 
 def _by_library(
@@ -187,14 +205,15 @@ def _to_input_by_library(
     from fastgan.kernels.bias_act import bias_act_bwd
 
     g = formed(incoming)
-    like = g.new_empty(1).expand(shape)  # of which only the shape is looked at
+    like = torch.empty(shape, dtype=g.dtype, device=g.device, memory_format=torch.channels_last)  # whose shape matters
     gx = form.plain_backward(g, like, weight, (True, False))[0]
     assert gx is not None
     gx = gx.contiguous(memory_format=torch.channels_last)
     if norm is not None and raw is not None:
         return images(batch_norm_act_bwd(rows(gx), rows(raw), norm, to), gx)
     if below is not None:
-        return images(bias_act_bwd(rows(gx), rows(below.saved), below.activation, below.slope)[0], gx)
+        saved = rows(below.saved).contiguous()
+        return images(bias_act_bwd(rows(gx), saved, below.activation, below.slope)[0], gx)
     return gx
 
 
@@ -256,7 +275,7 @@ def formed(incoming: Incoming) -> Tensor:
         return images(batch_norm_correct(rows(g), rows(saved), correction), g)
     from fastgan.kernels.bias_act import bias_act_bwd
 
-    return images(bias_act_bwd(rows(g), rows(saved), activation, slope)[0], g)
+    return images(bias_act_bwd(rows(g), rows(saved).contiguous(), activation, slope)[0], g)
 
 
 def _aligned(incoming: Incoming) -> Incoming:

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastgan.errors import UserError
+
 if TYPE_CHECKING:
     from fastgan.kernels.conv_map import Geometry
 
@@ -34,17 +36,15 @@ class Form:
         if self.transposed:
             more = self.stride, self.padding, self.output_padding, self.groups, self.dilation
             return F.conv_transpose2d(input, weight, bias, *more)
-        if self.upsample > 1:
-            input = F.interpolate(input, scale_factor=float(self.upsample), mode="nearest")
-        return F.conv2d(input, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        return F.conv2d(
+            enlarged(input, self.upsample), weight, bias, self.stride, self.padding, self.dilation, self.groups
+        )
 
     def plain_backward(
         self, grad: Tensor, input: Tensor, weight: Tensor, wanted: Sequence[bool]
     ) -> tuple[Tensor | None, Tensor | None]:
         """Return the wanted gradients of input and weight by PyTorch. Where only one is, the other's shape is all."""
-        whole = input
-        if self.upsample > 1:
-            whole = F.interpolate(input, scale_factor=float(self.upsample), mode="nearest")
+        whole = enlarged(input, self.upsample)
         more = self.stride, self.padding, self.dilation, self.transposed, self.output_padding, self.groups
         mask = [wanted[0], wanted[1], False]
         gx, gw, _ = torch.ops.aten.convolution_backward(grad, whole, weight, None, *more, mask)
@@ -57,11 +57,20 @@ class Form:
         grid, image = weight.shape[0], weight.shape[1] * self.groups
         return (grid, image) if self.transposed else (image, grid)
 
+    @property
+    def mapped(self) -> bool:
+        """Whether the kernels' index maps cover it."""
+        return self.groups == 1 and (self.upsample == 1 or (self.stride == (1, 1) and not self.transposed))
+
     def size(self, input: Sequence[int], weight: Sequence[int]) -> Pair:
         """Return height and width of the output for shapes (n, channels, height, width) and (.., .., R, S)."""
-        geometry = self.geometry(input, weight)
-        high, wide = (axis.image if self.transposed else axis.grid for axis in geometry)
-        return high, wide
+        return self._along(0, input[2], weight[2]), self._along(1, input[3], weight[3])
+
+    def _along(self, at: int, size: int, kernel: int) -> int:
+        stride, padding, reach = self.stride[at], self.padding[at], self.dilation[at] * (kernel - 1) + 1
+        if self.transposed:
+            return (size - 1) * stride - 2 * padding + reach + self.output_padding[at]
+        return (size * self.upsample + 2 * padding - reach) // stride + 1
 
     def geometry(self, input: Sequence[int], weight: Sequence[int]) -> Geometry:
         """Return the index maps' geometry for such shapes."""
@@ -74,17 +83,27 @@ class Form:
         return "gather", "phase" if self.upsample == 1 else "spread"
 
 
+def check_upsample(upsample: int) -> int:
+    """Return a factor to scale up by if it is one; raise a ``UserError`` if it is not."""
+    if not isinstance(upsample, int) or upsample < 1:
+        raise UserError(f"upsample {upsample!r}: give a whole number, 1 or more")
+    return upsample
+
+
+def enlarged(images: Tensor, times: int) -> Tensor:
+    """Scale images (n, channels, height, width) up by the nearest neighbour."""
+    return images if times == 1 else F.interpolate(images, scale_factor=float(times), mode="nearest")
+
+
 @functools.lru_cache(maxsize=4096)
 def _geometry(form: Form, high: int, wide: int, *kernel: int) -> Geometry:
     from fastgan.kernels.conv_map import Axis, Geometry
 
     axes = []
     for at, size in enumerate((high, wide)):
-        stride, padding, dilation = form.stride[at], form.padding[at], form.dilation[at]
-        reach = dilation * (kernel[at] - 1) + 1
+        image, grid = size, form._along(at, size, kernel[at])
         if form.transposed:
-            grid, image = size, (size - 1) * stride - 2 * padding + reach + form.output_padding[at]
-        else:
-            image, grid = size, (size * form.upsample + 2 * padding - reach) // stride + 1
-        axes.append(Axis(image, grid, kernel[at], stride, padding, dilation, form.upsample))
+            image, grid = grid, image
+        how = form.stride[at], form.padding[at], form.dilation[at], form.upsample
+        axes.append(Axis(image, grid, kernel[at], *how))
     return Geometry(*axes).lone()

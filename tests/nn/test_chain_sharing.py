@@ -150,3 +150,16 @@ def test_jit_trace(device: str, name: str) -> None:
     traced = torch.jit.trace(layer, torch.randn(3, 6, device=device), check_trace=False)
     x = torch.randn(5, 6, device=device)
     torch.testing.assert_close(traced(x), layer(x), rtol=1e-4, atol=1e-5)
+
+
+def test_each_gradient_alone(device: str) -> None:
+    """What is asked for one by one is what comes of all together: nothing that it needs is left out."""
+    members = [nn.Linear(6, 9), nn.BatchNorm1d(9), nn.ReLU(), nn.Linear(9, 7), nn.BatchNorm1d(7, 0.8), nn.Tanh()]
+    _, mine = twins(device, *members)
+    x = torch.randn(12, 6, device=device, requires_grad=True)
+    asked = [x, *mine.parameters()]
+    mix = torch.randn(12, 7, device=device)
+    together = torch.autograd.grad(mine(x), asked, mix)
+    for at, tensor in enumerate(asked):
+        (alone,) = torch.autograd.grad(mine(x), tensor, mix)
+        torch.testing.assert_close(alone, together[at])

@@ -113,5 +113,6 @@ def test_questions_are_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
         assert linear_choice.by_library("linear_fwd", 64, 48, 32, x)
         assert not linear_choice.by_library("linear_fwd", 64, 48, 32, x, room=32)
         assert linear_choice.by_library("linear_fwd", 64, 48, 32, x.half())
-    assert len(asked) == 3
+        assert not linear_choice.by_library("linear_fwd", 64, 48, 32, x, masked=True)
+    assert len(asked) == 4
     linear_choice.forget()

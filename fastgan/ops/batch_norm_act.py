@@ -1,0 +1,94 @@
+"""batch_norm_act: batch normalisation and the activation behind it as one op, differentiable as often as asked."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastgan.ops import activation as act
+from fastgan.ops.backend import by_reference
+from fastgan.ops.batch_norm_act_autograd import apply
+from fastgan.ops.batch_norm_act_compute import OP, Form, Running, fits
+from fastgan.ops.registration import traced, transformed
+
+
+def batch_norm_act(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *,
+    activation: str = "leaky_relu",
+    negative_slope: float = 0.2,
+    num_batches_tracked: Tensor | None = None,
+) -> Tensor:
+    """Return activation(batch_norm(input)): two launches forward and two backward, where the kernels run.
+
+    Ioffe & Szegedy 2015, algorithm 1: y = phi(s (x - mean) + bias) with s = weight / sqrt(var + eps), mean and biased
+    variance of each channel taken over all else. In training they are the batch's, and the running ones move towards
+    them: running += momentum (batch - running), the variance by its unbiased estimate. Else the running ones serve.
+
+    Args:
+        input: (N, C) or (N, C, ...); bf16, fp16 or fp32, or any other dtype by plain PyTorch. The kernels read
+            channels_last images and (N, C) as they lie, and copy what lies otherwise.
+        running_mean: (C), moved in place in training, or None in training.
+        running_var: (C), as ``running_mean``.
+        weight: (C), or None for 1. All four vectors have one dtype: the input's, or fp32.
+        bias: (C), or None for 0.
+        training: normalise by the batch's statistics.
+        momentum: how far the running statistics move, in [0, 1].
+        eps: added to the variance; above 0 in training.
+        activation: ``none``, ``relu``, ``leaky_relu``, ``tanh`` or ``sigmoid``.
+        negative_slope: of the leaky ReLU; 0 and negative ones are allowed.
+        num_batches_tracked: () integer, batches seen before this one: the running statistics are then plain averages
+            over batches and ``momentum`` says nothing. It is read on the device, and not counted up.
+
+    Returns:
+        As the input in shape, dtype (under autocast too) and, as from torch.nn.functional.batch_norm, layout.
+
+    Gradient order: any, with respect to input, weight and bias; the second and further ones by plain arithmetic. What
+    is saved for it: input, weight, bias, and mean and variance; nothing normalised. Functional transforms
+    (``torch.func``) go by plain PyTorch.
+
+    Raises:
+        UserError: for an unknown activation.
+        ValueError: for one value per channel in training and for such an ``eps``, as torch.nn.functional.batch_norm.
+        RuntimeError: for shapes, dtypes and devices that do not go together, as torch.nn.functional.batch_norm.
+    """
+    running = running_mean, running_var
+    if by_reference(OP, input):
+        output = _plain(input, *running, weight, bias, training, momentum, eps, num_batches_tracked)
+        return act.activate(output, activation, negative_slope)
+    form = Form(training, eps, act.check(activation), negative_slope)
+    if transformed() or not fits(input, weight, bias, form, *running):
+        output = _plain(input, *running, weight, bias, training, momentum, eps, num_batches_tracked)
+        return act.activate(output, activation, negative_slope)
+    state = Running(*running, num_batches_tracked, momentum)
+    return apply(input, weight, bias, form, state, not traced(input, weight, bias, *running))
+
+
+def _plain(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    tracked: Tensor | None,
+) -> Tensor:
+    """Normalise by plain PyTorch; averages over batches without asking the device how many there were."""
+    if not training or tracked is None or running_mean is None or running_var is None:
+        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    mean, var = torch.zeros_like(running_mean), torch.zeros_like(running_var)
+    output = F.batch_norm(input, mean, var, weight, bias, True, 1.0, eps)
+    step = (1 / (tracked + 1)).to(mean.dtype)
+    running_mean.lerp_(mean, step)
+    running_var.lerp_(var, step)
+    return output

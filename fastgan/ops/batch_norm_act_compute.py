@@ -1,0 +1,204 @@
+"""What batch_norm_act computes, forward and backward: by the kernels, and in plain arithmetic of any order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import increment_version
+
+from fastgan.ops import activation as act
+from fastgan.ops.backend import register
+
+OP = register("batch_norm_act")
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]  # of input, weight and bias, where they are wanted
+
+
+class Form(NamedTuple):
+    """How to normalise and activate."""
+
+    training: bool  # by the batch's own statistics
+    eps: float
+    activation: str
+    slope: float
+
+
+class Running(NamedTuple):
+    """Statistics to move in training, and to go by otherwise."""
+
+    mean: Tensor | None
+    var: Tensor | None
+    tracked: Tensor | None = None  # batches seen before, where they are plain averages
+    momentum: float = 0.0
+
+
+def fits(
+    input: Tensor, weight: Tensor | None, bias: Tensor | None, form: Form, mean: Tensor | None, var: Tensor | None
+) -> bool:
+    """Whether the kernels take these operands; PyTorch computes what they do not, or refuses it in its own words."""
+    if input.dim() < 2 or input.layout != torch.strided or form.eps <= 0 or (mean is None) != (var is None):
+        return False
+    C = input.shape[1]
+    if input.numel() <= (C if form.training else 0) or (mean is None and not form.training):
+        return False  # one value has no variance, and none has no mean
+    dtype = None
+    for vector in (weight, bias, mean, var):
+        if vector is not None:
+            dtype = dtype or vector.dtype
+            if vector.shape != (C,) or vector.dtype != dtype or vector.device != input.device:
+                return False
+    if mean is not None and var is not None and not (mean.is_contiguous() and var.is_contiguous()):
+        return False
+    return dtype in (None, torch.float32, input.dtype)
+
+
+def forward(
+    input: Tensor, weight: Tensor | None, bias: Tensor | None, form: Form, running: Running, keep: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Run the kernels: the output, and mean and var [1, C] that it went by. Moves the running statistics."""
+    from fastgan.kernels.batch_norm_act import batch_norm_act_fwd, batch_norm_stats
+    from fastgan.kernels.norm import Statistics
+
+    y = _rows(input).contiguous()
+    if form.training:
+        mean, var = (torch.empty((1, y.shape[1]), dtype=torch.float32, device=y.device) for _ in range(2))
+        batch_norm_stats(y, Statistics(mean, var, *running))
+        for buffer in running[:2]:
+            if buffer is not None and not buffer.is_inference():
+                increment_version(buffer)
+    else:
+        assert running.mean is not None and running.var is not None
+        mean, var = running.mean[None], running.var[None]
+        if keep:  # a later training pass may move them before this one's gradient is formed
+            mean, var = mean.to(torch.float32, copy=True), var.to(torch.float32, copy=True)
+    return _spread(batch_norm_act_fwd(y, _norm(weight, bias, mean, var, form)), input), mean, var
+
+
+def backward(
+    grad: Tensor, input: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor,
+    form: Form, wanted: Sequence[bool],
+) -> Gradients:  # fmt: skip
+    """Run the kernels: one over gradient and input, and for the input's gradient in training one more."""
+    from fastgan.kernels.batch_norm_act import batch_norm_act_bwd, batch_norm_correct
+    from fastgan.kernels.norm import Correction, NormGradients
+
+    y, norm = _rows(input).contiguous(), _norm(weight, bias, mean, var, form)
+    lift = tilt = gw = gb = None
+    if form.training and wanted[0]:
+        lift, tilt = torch.empty_like(mean), torch.empty_like(mean)
+    if weight is not None and wanted[1]:
+        gw = torch.empty_like(weight, memory_format=torch.contiguous_format)
+    if bias is not None and wanted[2]:
+        gb = torch.empty_like(bias, memory_format=torch.contiguous_format)
+    g = batch_norm_act_bwd(_rows(grad), y, norm, NormGradients(lift, tilt, gw, gb))
+    if lift is not None and tilt is not None:
+        g = batch_norm_correct(g, y, Correction(mean, lift, tilt))
+    return _spread(g, input) if wanted[0] else None, gw, gb
+
+
+def _norm(weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, form: Form) -> Any:
+    from fastgan.kernels.norm import Norm
+
+    gamma, beta = (None if vector is None else vector.contiguous() for vector in (weight, bias))
+    return Norm(mean, var, gamma, beta, *form[1:])
+
+
+def _rows(values: Tensor) -> Tensor:
+    """Return (N, C, ...) as rows [M, C]: a view where the channels lie innermost."""
+    if values.dim() == 2:
+        return values
+    C = values.shape[1]
+    if _lies_as_rows(values):  # one view where the general way takes two
+        return values.as_strided((values.numel() // C, C), (C, 1))
+    return values.movedim(1, -1).reshape(-1, C)
+
+
+def _spread(rows: Tensor, input: Tensor) -> Tensor:
+    """Return contiguous rows [M, C] in the input's shape, and the layout in which PyTorch would return them."""
+    N, C, *space = input.shape
+    if not space:
+        return rows
+    if C == 1 or rows.shape[0] == N:  # any layout is every layout
+        return rows.view(input.shape)
+    if _lies_as_rows(input):
+        return rows.as_strided(input.shape, input.stride())
+    values = rows.view(N, *space, C).movedim(-1, 1)
+    return values if layout(input) != torch.contiguous_format else values.contiguous()
+
+
+def _lies_as_rows(values: Tensor) -> bool:
+    last = CHANNELS_LAST.get(values.dim())
+    return last is not None and values.is_contiguous(memory_format=last)
+
+
+def layout(input: Tensor) -> torch.memory_format:
+    """Return the layout of F.batch_norm's output: channels_last where the input's strides, however wide, are."""
+    if input.dim() not in CHANNELS_LAST or input.is_contiguous():
+        return torch.contiguous_format
+    last = _lies_as_rows(input) or _lies_as_rows(torch.empty_like(input))
+    return CHANNELS_LAST[input.dim()] if last else torch.contiguous_format
+
+
+def plain_forward(
+    input: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor | None, var: Tensor | None, form: Form
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Do in plain arithmetic as the kernels do: the output, and mean and var [1, C] that it went by."""
+    normal, _, mean, var = _normalised(input, mean, var, form)
+    output = act.activate(_affine(normal, weight, bias), form.activation, form.slope)
+    return output.to(input.dtype), mean, var
+
+
+def plain_backward(
+    grad: Tensor, input: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor,
+    form: Form, wanted: Sequence[bool],
+) -> Gradients:  # fmt: skip
+    """Form gradients in plain arithmetic, of which autograd forms those of any order.
+
+    In training mean and var are functions of the input, and formed from it again.
+    """
+    normal, inverse, *_ = _normalised(input, None if form.training else mean, var, form)
+    v = _affine(normal, weight, bias)
+    saved = act.activate(v, form.activation, form.slope) if form.activation in act.SMOOTH else v
+    dv = grad.to(v.dtype)
+    if form.activation != "none":
+        dv = act.times_derivative(dv, saved, form.activation, form.slope)
+    dims, gx, gw, gb = _within(input), None, None, None
+    if weight is not None and wanted[1]:
+        gw = (dv * normal).sum(dims).to(weight.dtype)
+    if bias is not None and wanted[2]:
+        gb = dv.sum(dims).to(bias.dtype)
+    if wanted[0]:
+        if form.training:
+            dv = dv - dv.mean(dims, keepdim=True) - normal * (dv * normal).mean(dims, keepdim=True)
+        gx = _affine(dv * inverse, weight, None).to(input.dtype)
+    return gx, gw, gb
+
+
+def _normalised(
+    input: Tensor, mean: Tensor | None, var: Tensor | None, form: Form
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return (input - mean) / sqrt(var + eps), the factor, and mean and var [1, C], in fp32 or better."""
+    x = input if input.dtype == torch.float64 else input.float()
+    if mean is None or var is None:
+        var, mean = torch.var_mean(x, _within(x), correction=0)
+    mean, var = (vector.to(x.dtype, copy=True).view(1, -1) for vector in (mean, var))
+    inverse = _over(torch.rsqrt(var + form.eps), x)
+    return (x - _over(mean, x)) * inverse, inverse, mean, var
+
+
+def _affine(values: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    values = values if weight is None else values * _over(weight.to(values.dtype), values)
+    return values if bias is None else values + _over(bias.to(values.dtype), values)
+
+
+def _within(input: Tensor) -> list[int]:
+    """Return the dimensions that share a channel's statistics."""
+    return [0, *range(2, input.dim())]
+
+
+def _over(vector: Tensor, values: Tensor) -> Tensor:
+    """Return a vector of C so that it goes with values (N, C, ...)."""
+    return vector.view(1, -1, *[1] * (values.dim() - 2))

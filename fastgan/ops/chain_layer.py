@@ -1,0 +1,143 @@
+"""One layer of a chain: a product, linear or a convolution, and what follows it; one way to call both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch import Tensor
+
+from fastgan.ops import conv_autograd, conv_compute, linear_autograd, linear_compute
+from fastgan.ops.conv_form import Form
+from fastgan.ops.linear_compute import Incoming
+
+if TYPE_CHECKING:
+    from fastgan.kernels.linear import Dropout
+    from fastgan.kernels.linear_bwd_input import Below
+    from fastgan.kernels.norm import Norm, NormGradients, Statistics
+
+
+class BatchNorm(NamedTuple):
+    """What a batch norm asks for in this call."""
+
+    eps: float
+    training: bool  # by the batch's statistics
+    running_mean: Tensor | None  # in training, to be moved; else what to go by
+    running_var: Tensor | None
+    tracked: Tensor | None = None  # batches seen before, where the running ones are plain averages
+    momentum: float = 0.0
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of a chain and what follows it: a norm, an activation; or an activation and dropout."""
+
+    activation: str = "none"
+    slope: float = 0.0
+    norm: BatchNorm | None = None
+    dropout: float = 0.0
+    dropout_first: bool = False
+    form: Form | None = None  # of a convolution; None: it is linear
+
+    @property
+    def after(self) -> tuple[str, float]:
+        """The activation in the epilogue of its product: where a norm follows, it is the norm's affair."""
+        return (self.activation, self.slope) if self.norm is None else ("none", 0.0)
+
+    def features(self, weight: Tensor) -> int:
+        """Return how many features it puts out."""
+        return weight.shape[0] if self.form is None else self.form.channels(weight)[1]
+
+    def product(
+        self,
+        u: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        norm: Norm | None,
+        dropout: Dropout | None,
+        statistics: Statistics | None,
+    ) -> Tensor:
+        """Return its output, raw where a norm follows; ``norm`` is what u has yet to go through."""
+        if self.form is not None:
+            return conv_compute.product(u, weight, bias, self.form, *self.after, norm=norm, statistics=statistics)
+        more: dict[str, Any] = {"norm": norm, "dropout": dropout, "statistics": statistics}
+        return linear_compute.product(u, weight, bias, *self.after, **more)[0]
+
+    def settled(
+        self,
+        incoming: Incoming,
+        weight: Tensor,
+        operand: Tensor,
+        wanted: Sequence[bool],
+        below: Below | None,
+        norm: Norm | None,
+    ) -> Incoming:
+        """Form the incoming gradient once where its readers cannot; ``wanted``: of the input, the weight, the bias."""
+        inward, outward, with_bias = wanted
+        x = operand if outward else None
+        if self.form is not None:
+            more = self.form, operand.shape, inward, below, norm, with_bias
+            return conv_compute.settled(incoming, weight, x, *more)
+        return linear_compute.settled(incoming, weight if inward else None, x, below, norm, with_bias)
+
+    def to_input(
+        self,
+        incoming: Incoming,
+        weight: Tensor,
+        operand: Tensor,
+        below: Below | None = None,
+        norm: Norm | None = None,
+        to: NormGradients | None = None,
+    ) -> Tensor:
+        """Return the gradient of the operand, gone through what it came out of."""
+        raw = None if norm is None else operand
+        if self.form is not None:
+            more = self.form, operand.shape
+            return conv_compute.to_input(incoming, weight, *more, below=below, norm=norm, raw=raw, to=to)
+        return linear_compute.to_input(incoming, weight, below=below, norm=norm, raw=raw, to=to)
+
+    def to_weight(
+        self, incoming: Incoming, operand: Tensor, weight: Tensor, with_bias: bool, norm: Norm | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the gradient of the weight, and of the bias where it is asked for."""
+        if self.form is not None:
+            return conv_compute.to_weight(incoming, operand, weight, self.form, with_bias, norm=norm)
+        return linear_compute.to_weight(incoming, operand, with_bias, norm=norm)
+
+    def to_bias(self, incoming: Incoming) -> Tensor:
+        """Return the gradient of the bias alone."""
+        return linear_compute.to_bias(incoming) if self.form is None else conv_compute.to_bias(incoming)
+
+    def apply(self, u: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Compute its output with a graph of its own; no dropout."""
+        if self.form is not None:
+            return conv_autograd.apply(u, weight, bias, self.form, *self.after, True)
+        return linear_autograd.apply(u, weight, bias, *self.after, True)
+
+    def differentiate(self, grad: Tensor, weight: Tensor, mask: Tensor | None, operand: Tensor) -> Tensor:
+        """Return the gradient of the operand with a graph of its own, ``mask`` being the output."""
+        how = self.after if mask is not None else ("none", 0.0)
+        if self.form is not None:
+            gradients = conv_autograd.differentiate(
+                grad, None, weight, mask, operand.shape, (True, False, False), self.form, *how, True
+            )
+        else:
+            gradients = linear_autograd.differentiate(grad, None, weight, mask, (True, False, False), *how, True)
+        assert gradients[0] is not None
+        return gradients[0]
+
+
+def rows(values: Tensor) -> Tensor:
+    """See what a layer puts out as [rows, features]."""
+    return values if values.dim() == 2 else conv_compute.rows(values)
+
+
+def shaped(values: Tensor, like: Tensor) -> Tensor:
+    """See rows as what a layer puts out."""
+    return values if like.dim() == 2 else conv_compute.images(values, like)
+
+
+def returned(output: Tensor, input: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """Give images the layout that torch.nn's layers would give them."""
+    return output if output.dim() == 2 else output.contiguous(memory_format=conv_compute.format_of(input, *weights))

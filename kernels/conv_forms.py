@@ -1,0 +1,178 @@
+"""Every compiled form of the convolution kernels that the dispatcher can choose for the networks that people train.
+
+DCGAN at 64 and 128, WGAN-GP's and SNGAN's networks at 32, and HiFi-GAN's generator. Kernels are not specialised to a
+geometry, so a layer's kernel, stride, dilation and size tell in the strides of its operands at most; what is left is
+which way it leads, channels, layouts, and what stands beside the product. bf16 goes through all of it, TF32, fp16 and
+IEEE fp32 through the first so many, each in every tile that the heuristic may choose for such sizes. Programs share a
+tile of a weight gradient always, of the rest in the cases that say so; there they work alone as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastgan.kernels.conv import fwd_launch, fwd_problem
+from fastgan.kernels.conv_bwd_input import bwd_input_launch, bwd_input_problem
+from fastgan.kernels.conv_bwd_weight import bwd_weight_launch, bwd_weight_problem, weight_tile
+from fastgan.kernels.conv_map import GATHER, PHASE, SPREAD, Axis, Geometry
+from fastgan.kernels.conv_product import candidates_for, packed
+from fastgan.kernels.launch import Launch
+from fastgan.kernels.linear_bwd_input import Below
+from fastgan.kernels.norm import Correction, Norm, NormGradients, Statistics
+from fastgan.kernels.problem import useful
+from fastgan.kernels.tile import Config, Problem, Target, candidates
+from fastgan.kernels.variant import Variant
+
+
+@dataclass(frozen=True)
+class _Case:
+    """A layer between an image of C channels and a grid of K, with operands that make compiled forms of their own."""
+
+    activation: str = "leaky_relu"
+    C: int = 256
+    K: int = 256
+    transposed: bool = False  # from the grid to the image, with statistics of one group; else of two
+    kernel: int = 4
+    stride: int = 2
+    image: int = 32  # positions along each axis
+    up: int = 1
+    signal: bool = False  # of one dimension
+    x: str = "first"  # activations: contiguous where channels are few, else channels_last; "last": always; "all": never
+    w: str = "first"  # weights, in the same words; but their gradient is channels_last only where they say "last"
+    bias: bool = True
+    before: str = "none"  # the activation that the input goes through
+    below: str = "none"  # the activation that the input came out of, where its gradient goes on through it
+    norm: str = ""  # "in": the input is a raw output; "out": the output's statistics are wanted; "both"
+    split: bool = False  # by programs that share a tile, and by programs that do not
+
+    def __str__(self) -> str:
+        told = (f"{field.name}={getattr(self, field.name)}" for field in fields(self)[1:])
+        usual = {f"{field.name}={field.default}" for field in fields(self)} | {"split=True"}
+        return " ".join([self.activation, *(text for text in told if text not in usual)])
+
+
+_CASES = (
+    *(_Case("none", transposed=way, w="last", split=True) for way in (False, True)),
+    _Case("none", norm="both", below="leaky_relu", bias=False, split=True),  # a critic's
+    _Case("none", transposed=True, norm="both", below="relu", bias=False, split=True),  # a generator's
+    _Case(C=3, K=64, bias=False),
+    _Case("tanh", C=3, K=64, transposed=True, norm="in", below="relu", bias=False),
+    _Case("none", C=512, K=100, transposed=True, stride=1, image=4, norm="out", bias=False, split=True),
+    _Case("sigmoid", C=512, K=1, stride=1, image=4, norm="in", below="leaky_relu", bias=False, split=True),
+    *(_Case("none", transposed=way) for way in (False, True)),
+    _Case("none", transposed=True, kernel=5, norm="both", below="relu", bias=False, split=True),
+    _Case(kernel=5, below="leaky_relu", split=True),
+    *(_Case("none", C=C, K=2 * C, norm="out", below="leaky_relu", bias=False) for C in (64, 128)),
+    *(_Case("none", C=C, K=64, norm="both", below="leaky_relu", bias=False) for C in (64, 128)),
+    _Case("none", C=64, transposed=True, norm="both", below="relu", bias=False),
+    *(_Case(C=3, K=128, kernel=5, x=x, w=x, split=True) for x in ("first", "last")),
+    _Case("tanh", C=3, kernel=5, transposed=True, norm="in", below="relu"),
+    *(_Case("none", C=3, kernel=kernel, stride=1) for kernel in (1, 3)),
+    *(_Case("none", kernel=3, stride=1, up=up, norm="both", below="relu") for up in (1, 2)),
+    *(_Case("none", kernel=1, stride=1, up=up) for up in (1, 2)),
+    _Case("tanh", K=3, kernel=3, stride=1, norm="in", below="relu"),
+    _Case("none", kernel=3, stride=1, before="relu", split=True),
+    *(_Case("none", C=C, K=C, kernel=3, stride=1, signal=True, before="leaky_relu") for C in (32, 64, 256)),
+    *(_Case("none", C=C, K=2 * C, transposed=True, signal=True, before="leaky_relu") for C in (32, 64)),
+    _Case("none", transposed=True, kernel=16, stride=8, signal=True, before="leaky_relu", split=True),
+    _Case("none", C=80, K=512, kernel=7, stride=1, signal=True, split=True),
+    _Case("tanh", C=32, K=1, kernel=7, stride=1, signal=True, before="leaky_relu"),
+    _Case("none", transposed=True, x="all", w="all", norm="both", below="relu", bias=False),
+    _Case("none", kernel=3, stride=1, image=8, x="all", w="all"),
+)
+_ALONE = [replace(case, split=False) for case in _CASES]
+_FORMS = (
+    (torch.bfloat16, "tf32", _CASES),
+    (torch.float32, "tf32", [*_CASES[:1], *_ALONE[1:6]]),
+    (torch.float16, "tf32", _ALONE[:2]),
+    (torch.float32, "ieee", _ALONE[:3]),
+)
+
+
+def _meta(layout: str, dtype: torch.dtype, *size: int, few: bool = False) -> Tensor:
+    """Build an operand without storage."""
+    order = torch.channels_last if layout == "last" or not (few or layout == "all") else torch.contiguous_format
+    return torch.empty(size, dtype=dtype, device="meta", memory_format=order)
+
+
+def _vector(*size: int) -> Tensor:
+    return torch.empty(size, device="meta")
+
+
+def _geometry(case: _Case) -> Geometry:
+    padding = 0 if case.image == case.kernel else (case.kernel - case.stride + 1) // 2
+    grid = (case.image * case.up + 2 * padding - case.kernel) // case.stride + 1
+    axis = Axis(case.image, grid, case.kernel, case.stride, padding, 1, case.up)
+    return Geometry(Axis(1, 1, 1) if case.signal else axis, axis).lone()
+
+
+def _launches(case: _Case, dtype: torch.dtype, target: Target) -> Iterator[Launch]:
+    """Yield what is launched for such operands, in each tile that may be chosen."""
+    geometry, batch = _geometry(case), 64
+    ahead, back = (PHASE, GATHER) if case.transposed else (GATHER, PHASE if case.up == 1 else SPREAD)
+    image = _meta(case.x, dtype, batch, case.C, *geometry.out(PHASE), few=packed(case.C))
+    grid = _meta(case.x, dtype, batch, case.K, *geometry.out(GATHER), few=packed(case.K))
+    size = case.K, case.C, geometry.h.kernel, geometry.w.kernel
+    weight = _meta(case.w, dtype, *size, few=packed(min(case.K, case.C)))
+    gw = _meta(case.w, dtype, *size, few=True)
+    x, y = (grid, image) if case.transposed else (image, grid)
+    gx = _meta("last", dtype, *x.shape)
+    channels, outputs, groups = x.shape[1], y.shape[1], 1 if case.transposed else 2
+    bias = torch.empty(outputs, dtype=dtype, device="meta") if case.bias else None
+    measured = case.norm in ("out", "both")
+    saved = y if measured or case.activation != "none" else None
+    forward: dict[str, Any] = {}
+    inward: dict[str, Any] = {}
+    onto: dict[str, Any] = {}
+    if case.before != "none":
+        forward["before"] = onto["before"] = case.before, 0.1
+        inward["below"] = Below(gx, case.before, 0.1)
+    if case.norm in ("in", "both"):
+        vectors = (_vector(groups, channels), _vector(groups, channels), _vector(channels), _vector(channels))
+        forward["norm"] = inward["norm"] = onto["norm"] = Norm(*vectors, 1e-5, case.below, 0.2)
+        inward["to"] = NormGradients(*vectors)
+    elif case.below != "none":
+        inward["below"] = Below(gx, case.below, 0.2)
+    if measured:
+        mean, of = _vector(groups, outputs), _vector(outputs)
+        forward["statistics"] = Statistics(mean, mean, of, of, None, 0.1)
+        inward["correction"] = onto["correction"] = Correction(mean, mean, mean)
+    how = (case.activation, 0.2, target)
+    beside = {name: thing for name, thing in inward.items() if name != "to"}
+    asked = fwd_problem(x, weight, geometry, ahead, target, forward.get("norm"), forward.get("statistics"))
+    for tile in _tiles(case, asked, candidates_for(asked, channels)):
+        yield fwd_launch(x, weight, bias, y, geometry, ahead, *how, **forward, config=tile)
+    raw = gx if "norm" in inward else None
+    asked = bwd_input_problem(y, saved, weight, geometry, back, target, **beside)
+    for tile in _tiles(case, asked, candidates_for(asked, outputs)):
+        yield bwd_input_launch(y, saved, weight, gx, raw, geometry, back, *how, **inward, config=tile)
+    column = None if case.transposed else bias
+    asked = bwd_weight_problem(y, saved, x, gw, geometry, target, **onto)
+    tiles = dict.fromkeys(weight_tile(tile, case.C) for tile in candidates(asked))
+    for tile in _tiles(case, asked, tiles, shared=True):
+        yield bwd_weight_launch(y, saved, x, gw, column, geometry, case.transposed, *how, **onto, config=tile)
+
+
+def _tiles(case: _Case, asked: Problem, tiles: Iterable[Config], shared: bool = False) -> Iterator[Config]:
+    """Yield the tiles that may be chosen for such sizes; however many programs share one, it is one form."""
+    kept = (tile for tile in tiles if case.split or shared == (tile.split > 1))
+    yield from (tile for tile in kept if useful(asked, tile))
+
+
+def variants(arch: int) -> Iterator[Variant]:
+    """Yield every compiled form that the dispatcher can choose on compute capability arch / 10, each once."""
+    seen = set()
+    for dtype, precision, case in ((dtype, precision, case) for dtype, precision, cases in _FORMS for case in cases):
+        kind = precision if dtype == torch.float32 else str(dtype).removeprefix("torch.")
+        for launch in _launches(case, dtype, Target(arch, precision)):
+            rows = 0 if precision == "ieee" else launch.config.rows
+            variant = launch.variant("conv", f"{kind} {case} {launch.config}", rows)
+            form = repr((variant.kernel, variant.signature, variant.constexprs, variant.divisible, launch.config))
+            if form not in seen:
+                seen.add(form)
+                yield variant
