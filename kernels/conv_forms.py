@@ -111,21 +111,9 @@ def _geometry(case: _Case) -> Geometry:
     return Geometry(Axis(1, 1, 1) if case.signal else axis, axis).lone()
 
 
-def _launches(case: _Case, dtype: torch.dtype, target: Target) -> Iterator[Launch]:
-    """Yield what is launched for such operands, in each tile that may be chosen."""
-    geometry, batch = _geometry(case), 64
-    ahead, back = (PHASE, GATHER) if case.transposed else (GATHER, PHASE if case.up == 1 else SPREAD)
-    image = _meta(case.x, dtype, batch, case.C, *geometry.out(PHASE), few=packed(case.C))
-    grid = _meta(case.x, dtype, batch, case.K, *geometry.out(GATHER), few=packed(case.K))
-    size = case.K, case.C, geometry.h.kernel, geometry.w.kernel
-    weight = _meta(case.w, dtype, *size, few=packed(min(case.K, case.C)))
-    gw = _meta(case.w, dtype, *size, few=True)
-    x, y = (grid, image) if case.transposed else (image, grid)
-    gx = _meta("last", dtype, *x.shape)
-    channels, outputs, groups = x.shape[1], y.shape[1], 1 if case.transposed else 2
-    bias = torch.empty(outputs, dtype=dtype, device="meta") if case.bias else None
-    measured = case.norm in ("out", "both")
-    saved = y if measured or case.activation != "none" else None
+def _beside(case: _Case, gx: Tensor, outputs: int) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Return what stands beside the products: forward, of the input's gradient gx, and of the weights'."""
+    channels, groups = gx.shape[1], 1 if case.transposed else 2
     forward: dict[str, Any] = {}
     inward: dict[str, Any] = {}
     onto: dict[str, Any] = {}
@@ -138,19 +126,34 @@ def _launches(case: _Case, dtype: torch.dtype, target: Target) -> Iterator[Launc
         inward["to"] = NormGradients(*vectors)
     elif case.below != "none":
         inward["below"] = Below(gx, case.below, 0.2)
-    if measured:
+    if case.norm in ("out", "both"):
         mean, of = _vector(groups, outputs), _vector(outputs)
         forward["statistics"] = Statistics(mean, mean, of, of, None, 0.1)
         inward["correction"] = onto["correction"] = Correction(mean, mean, mean)
-    how = (case.activation, 0.2, target)
+    return forward, inward, onto
+
+
+def _launches(case: _Case, dtype: torch.dtype, target: Target) -> Iterator[Launch]:
+    """Yield what is launched for such operands, in each tile that may be chosen."""
+    geometry, batch, how = _geometry(case), 64, (case.activation, 0.2, target)
+    ahead, back = (PHASE, GATHER) if case.transposed else (GATHER, PHASE if case.up == 1 else SPREAD)
+    image = _meta(case.x, dtype, batch, case.C, *geometry.out(PHASE), few=packed(case.C))
+    grid = _meta(case.x, dtype, batch, case.K, *geometry.out(GATHER), few=packed(case.K))
+    size = case.K, case.C, geometry.h.kernel, geometry.w.kernel
+    w, gw = _meta(case.w, dtype, *size, few=packed(min(size[:2]))), _meta(case.w, dtype, *size, few=True)
+    x, y = (grid, image) if case.transposed else (image, grid)
+    gx = _meta("last", dtype, *x.shape)
+    bias = torch.empty(y.shape[1], dtype=dtype, device="meta") if case.bias else None
+    saved = y if case.activation != "none" or case.norm in ("out", "both") else None
+    forward, inward, onto = _beside(case, gx, y.shape[1])
+    asked = fwd_problem(x, w, geometry, ahead, target, forward.get("norm"), forward.get("statistics"))
+    for tile in _tiles(case, asked, candidates_for(asked, x.shape[1])):
+        yield fwd_launch(x, w, bias, y, geometry, ahead, *how, **forward, config=tile)
     beside = {name: thing for name, thing in inward.items() if name != "to"}
-    asked = fwd_problem(x, weight, geometry, ahead, target, forward.get("norm"), forward.get("statistics"))
-    for tile in _tiles(case, asked, candidates_for(asked, channels)):
-        yield fwd_launch(x, weight, bias, y, geometry, ahead, *how, **forward, config=tile)
     raw = gx if "norm" in inward else None
-    asked = bwd_input_problem(y, saved, weight, geometry, back, target, **beside)
-    for tile in _tiles(case, asked, candidates_for(asked, outputs)):
-        yield bwd_input_launch(y, saved, weight, gx, raw, geometry, back, *how, **inward, config=tile)
+    asked = bwd_input_problem(y, saved, w, geometry, back, target, **beside)
+    for tile in _tiles(case, asked, candidates_for(asked, y.shape[1])):
+        yield bwd_input_launch(y, saved, w, gx, raw, geometry, back, *how, **inward, config=tile)
     column = None if case.transposed else bias
     asked = bwd_weight_problem(y, saved, x, gw, geometry, target, **onto)
     tiles = dict.fromkeys(weight_tile(tile, case.C) for tile in candidates(asked))

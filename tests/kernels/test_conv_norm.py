@@ -253,13 +253,13 @@ def test_as_good_as_torch_against_fp64(
 
 
 @on_devices
-@pytest.mark.parametrize("K, C", [(3, 17), (18, 2), (1, 1)])
+@pytest.mark.parametrize("K, C, geometry", [(3, 17, TAPLESS), (18, 2, TAPLESS), (1, 1, DOWN)])
 @pytest.mark.parametrize("transposed", [False, True])
 def test_few_channels_and_phases_without_taps(
-    device: str, transposed: bool, K: int, C: int, bench: Any, set_tile: Any
+    device: str, transposed: bool, K: int, C: int, geometry: Geometry, bench: Any, set_tile: Any
 ) -> None:
     set_tile(SIDES[device][0], SIDES[device][0], SIDES[device][0])
-    here, form = bench(device), Form(2, 2, K, C, TAPLESS, transposed, "tanh")
+    here, form = bench(device), Form(2, 2, K, C, geometry, transposed, "tanh")
     here.judge_forward(form, here.norm(form), here.statistics(form))
     here.judge_backward(form, here.norm(form), here.correction(form))
 
@@ -282,7 +282,7 @@ def test_more_tiles_than_are_merged_at_once(device: str, bench: Any, set_tile: A
 def test_running_statistics(device: str, transposed: bool, seen: int | None, bench: Any, set_tile: Any) -> None:
     """As if the groups came one after another; of ``seen`` batches before they are plain averages."""
     set_tile(SIDES[device][0], SIDES[device][0], 32, 2)
-    here, form = bench(device), Form(3, 2, 18, 20, DOWN, transposed)
+    here, form = bench(device), Form(3, 2, 7, 9, DOWN, transposed)
     channels = form.sizes()[2][1]
     slow = [here.draw(13, channels), here.draw(14, channels).square()]
     torchs = torch.nn.BatchNorm2d(channels, momentum=0.3 if seen is None else None, device=device).double()
@@ -303,8 +303,8 @@ def test_running_statistics(device: str, transposed: bool, seen: int | None, ben
 def test_a_large_mean_leaves_the_variance(device: str, transposed: bool, bench: Any, set_tile: Any) -> None:
     """Mean 1000, deviation 1: sums of squares would lose the variance in fp32."""
     set_tile(SIDES[device][0], SIDES[device][0], 32)
-    here, axis = bench(device), Axis(12, 12, 1)
-    form = Form(2, 3, 1, 1, Geometry(axis, axis), transposed)
+    here, axis = bench(device), Axis(9, 9, 1)
+    form = Form(2, 2, 1, 1, Geometry(axis, axis), transposed)
     x, one = here.draw(1, *form.sizes()[0]), torch.ones(form.sizes()[1], device=device)
     to, (y,) = here.statistics(form), here.empty(form, 2)
     bias = torch.full((1,), 1e3, device=device)
@@ -327,13 +327,12 @@ def everything(here: Bench, form: Form) -> list[Tensor]:
 def test_the_same_bits_whoever_comes_last(
     transposed: bool, split: int, bench: Any, set_tile: Any, renumber: Any, shared_tickets: Any
 ) -> None:
-    buffer, here, form = shared_tickets("cpu"), bench("cpu"), Form(2, 2, 18, 20, DOWN, transposed)
+    buffer, here, form = shared_tickets("cpu"), bench("cpu"), Form(2, 1, 17, 18, DOWN, transposed)
     set_tile(16, 16, 16, split)
     expected = everything(here, form)
-    for order in (lambda i, count: count - 1 - i, lambda i, count: (i + count // 3) % count):
-        renumber(order)
-        assert all(torch.equal(*pair) for pair in zip(everything(here, form), expected, strict=True))
-        assert not buffer.any()
+    renumber(lambda i, count: count - 1 - i)
+    assert all(torch.equal(*pair) for pair in zip(everything(here, form), expected, strict=True))
+    assert not buffer.any()
 
 
 @on_devices

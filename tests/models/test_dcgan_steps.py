@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 
 import pytest
@@ -27,6 +28,14 @@ class Plain(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         output: Tensor = self.layers(input if self.flat else input[:, :, None, None])
         return output.flatten() if self.flat else output
+
+
+@pytest.fixture
+def exact_products() -> Iterator[None]:
+    """No TF32."""
+    former, torch.backends.cudnn.conv.fp32_precision = torch.backends.cudnn.conv.fp32_precision, "ieee"
+    yield
+    torch.backends.cudnn.conv.fp32_precision = former
 
 
 def networks(size: int, width: int) -> tuple[nn.Module, nn.Module]:
@@ -69,9 +78,8 @@ def test_a_dcgan_64_by_the_reference(full: bool) -> None:
 @pytest.mark.parametrize(
     "device", [pytest.param("cpu", marks=pytest.mark.interpret), pytest.param("cuda", marks=pytest.mark.gpu)]
 )
-def test_five_steps_on_the_kernels(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_five_steps_on_the_kernels(device: str, exact_products: None) -> None:
     """Within what Adam makes of rounding: its first steps are the gradients' signs."""
-    monkeypatch.setattr(torch.backends.cudnn.conv, "fp32_precision", "ieee")
     size, batch, width = 16, 4, 8
     ours = [net.to(device) for net in networks(size, width)]
     theirs = [Plain(net).to(device).double() for net in networks(size, width)]
@@ -82,3 +90,19 @@ def test_five_steps_on_the_kernels(device: str, monkeypatch: pytest.MonkeyPatch)
     for net, plain in zip(ours, theirs, strict=True):
         for (name, got), wanted in zip(net.named_buffers(), plain.buffers(), strict=True):
             torch.testing.assert_close(got.double(), wanted.double(), rtol=5e-3, atol=2e-3, msg=name)
+
+
+@pytest.mark.interpret
+def test_bytes_saved_for_backward(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a whole step, at most 55% of what eager PyTorch keeps. Nothing is computed: only who keeps what is looked at."""
+    accounting = pytest.importorskip("fastgan.benchmarks.accounting")
+    for name in ("conv", "conv_bwd_input", "conv_bwd_weight", "batch_norm_act", "bias_act"):
+        module = importlib.import_module(f"fastgan.kernels.{name}")
+        monkeypatch.setattr(module, "submit", lambda *arguments, **more: None)
+    batch, ours = 4, networks(64, 64)
+    plain = [Plain(net) for net in ours]
+    images, z = torch.empty(batch, 3, 64, 64), torch.empty(batch, Z)
+    with fastgan.backend("triton"):
+        mine = accounting.saved_bytes(ours[0], z) + 2 * accounting.saved_bytes(ours[1], images)
+    theirs = accounting.saved_bytes(plain[0], z) + 2 * accounting.saved_bytes(plain[1], images)
+    assert 0.3 < mine / theirs <= 0.55

@@ -145,13 +145,14 @@ def test_second_gradients(device: str, name: str) -> None:
     close(results[1], results[0], 2e-4)
 
 
-NORMS = st.fixed_dictionaries(
-    {
-        "eps": st.sampled_from([1e-5, 0.8]),
-        "momentum": st.sampled_from([0.1, None]),
-        "affine": st.booleans(),
-        "track_running_stats": st.booleans(),
-    }
+NORMS = st.sampled_from(
+    [
+        {},
+        {"eps": 0.8},
+        {"momentum": None},
+        {"eps": 0.8, "affine": False},
+        {"affine": False, "track_running_stats": False},
+    ]
 )
 LAYERS = st.lists(
     st.tuples(
@@ -185,15 +186,11 @@ def test_any_chain(device: str, layers: list[tuple], groups: int, rows: int, tra
         network.train(training)
         y = network(input, groups) if network is mine else in_groups(network, input, groups)
         results.append((y, *network.buffers()))
-    close(results[2], results[0], max(1e-4, 4 * apart(results[1], results[0])))
-
-
-def apart(results: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
-    """What torch errs in fp32, relative to the largest of all: over a few rows 1 / std magnifies rounding."""
-    scale = max(1e-3, *(float(t.detach().abs().max()) for t in exact))
-    return (
-        max(float((a.double() - b.double()).detach().abs().max()) for a, b in zip(results, exact, strict=True)) / scale
-    )
+    scale = max(
+        1e-3, *(float(t.detach().abs().max()) for t in results[0])
+    )  # over a few rows 1 / std magnifies rounding
+    theirs = [float((a.double() - b.double()).detach().abs().max()) for a, b in zip(*results[1::-1], strict=True)]
+    close(results[2], results[0], max(1e-4, 4 * max(theirs) / scale))
 
 
 def test_no_gradient_is_formed_that_nobody_asked_for(device: str, products: Counter[str]) -> None:
@@ -334,25 +331,3 @@ def test_compile_a_training_step(backend: str) -> None:
         twin(x).square().sum().backward()
     close([p.grad for p in mine.parameters()], [p.grad for p in twin.parameters()], 1e-4)
     torch.testing.assert_close(list(mine.buffers()), list(twin.buffers()))
-
-
-@pytest.mark.gpu
-def test_cuda_graph_replays_a_training_step() -> None:
-    """Statistics, running statistics and dropout's seed are the device's affair."""
-    _, mine = twins([*generator(), nn.Linear(17, 8), nn.LeakyReLU(0.2), nn.Dropout(0.5)], "cuda")
-    twin, x = copy.deepcopy(mine), torch.randn(64, FEATURES, device="cuda")
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        copy.deepcopy(mine)(x).sum().backward()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        y = mine(x)
-        gradients = torch.autograd.grad(y.square().sum(), list(mine.parameters()))
-    for _ in range(2):
-        x.copy_(torch.randn_like(x))
-        graph.replay()
-        twin(x)
-    for got, wanted in zip(mine.buffers(), twin.buffers(), strict=True):
-        torch.testing.assert_close(got, wanted)
-    assert all(bool(g.isfinite().all()) for g in gradients) and 0.3 < float((y == 0).float().mean()) < 0.7

@@ -163,3 +163,26 @@ def test_each_gradient_alone(device: str) -> None:
     for at, tensor in enumerate(asked):
         (alone,) = torch.autograd.grad(mine(x), tensor, mix)
         torch.testing.assert_close(alone, together[at])
+
+
+@pytest.mark.gpu
+def test_cuda_graph_replays_a_training_step() -> None:
+    """Statistics, running statistics and dropout's seed are the device's affair."""
+    members = [nn.Linear(10, 24), nn.BatchNorm1d(24), nn.ReLU(), nn.Linear(24, 33), nn.BatchNorm1d(33, momentum=None)]
+    _, mine = twins("cuda", *members, nn.Tanh(), nn.Linear(33, 8), nn.LeakyReLU(0.2), nn.Dropout(0.5))
+    twin, x = copy.deepcopy(mine), torch.randn(64, 10, device="cuda")
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        copy.deepcopy(mine)(x).sum().backward()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = mine(x)
+        gradients = torch.autograd.grad(y.square().sum(), list(mine.parameters()))
+    for _ in range(2):
+        x.copy_(torch.randn_like(x))
+        graph.replay()
+        twin(x)
+    for got, wanted in zip(mine.buffers(), twin.buffers(), strict=True):
+        torch.testing.assert_close(got, wanted)
+    assert all(bool(g.isfinite().all()) for g in gradients) and 0.3 < float((y == 0).float().mean()) < 0.7

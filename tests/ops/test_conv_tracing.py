@@ -166,12 +166,13 @@ def test_functional_transforms(operands: tuple[Tensor, ...]) -> None:
 
 @pytest.mark.parametrize("again", [False, True], ids=["first", "second"])
 def test_batches_of_gradients(operands: tuple[Tensor, ...], again: bool) -> None:
-    """``is_grads_batched``, as vectorised Jacobians are formed: of the output, and of a gradient."""
+    """``is_grads_batched``, as vectorised Jacobians are formed: of the output, and of its gradients."""
     results = []
     for layer in (fused, plain):
         y = layer(*operands)
         if again:
-            y = torch.autograd.grad(y.square().sum(), operands, create_graph=True)[1]
+            first = torch.autograd.grad(y.square().sum(), operands, create_graph=True)
+            y = torch.cat([gradient.flatten() for gradient in first])
         batch = torch.randn(3, *y.shape, generator=torch.Generator().manual_seed(0)).to(y)
         results.append(torch.autograd.grad(y, operands[:2], batch, is_grads_batched=True))
     torch.testing.assert_close(*results, rtol=1e-3, atol=1e-4)
