@@ -11,10 +11,7 @@ from typing import NamedTuple
 from fastgan.benchmarks.chains import AROUND, DTYPE, FORWARD, INPUT, WEIGHT, Place, Run
 from fastgan.benchmarks.conv_problems import problem_of
 from fastgan.kernels import cost
-from fastgan.kernels.conv_bwd_weight import weight_tile
-from fastgan.kernels.conv_product import tile_for
 from fastgan.kernels.problem import Config, Problem, Target
-from fastgan.kernels.tile import choose
 
 
 class Times(NamedTuple):
@@ -53,6 +50,10 @@ def predicted(run: Run, place: Place, direction: str, arch: int) -> Times:
 
 def tile_of(place: Place, direction: str, problem: Problem) -> Config:
     """Return the tile that a launch would take."""
+    from fastgan.kernels.conv_bwd_weight import weight_tile
+    from fastgan.kernels.conv_product import tile_for
+    from fastgan.kernels.tile import choose
+
     if direction == WEIGHT:
         return weight_tile(choose(problem), place.layer.weight_shape[1])
     return tile_for(problem, place.layer.in_channels if direction == FORWARD else place.layer.out_channels)

@@ -1,5 +1,6 @@
 """Layers: subclasses of torch.nn's own, with the same parameters and the same state_dict."""
 
+from fastgan.nn.batch_norm import BatchNorm1dAct, BatchNorm2dAct
 from fastgan.nn.chain import Chain
 from fastgan.nn.concat_linear import ConcatLinearAct
 from fastgan.nn.conv import Conv1dAct, Conv2dAct, ConvTranspose1dAct, ConvTranspose2dAct
@@ -8,6 +9,8 @@ from fastgan.nn.maxout import Maxout
 from fastgan.ops.concat_linear import Embedded
 
 __all__ = [
+    "BatchNorm1dAct",
+    "BatchNorm2dAct",
     "Chain",
     "ConcatLinearAct",
     "Conv1dAct",

@@ -156,7 +156,7 @@ def _count(norm: Norm, groups: int) -> None:
     if norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(groups)
     for buffer in (norm.running_mean, norm.running_var):
-        if buffer is not None:
+        if buffer is not None and not buffer.is_inference():
             increment_version(buffer)
 
 

@@ -1,6 +1,7 @@
 """Functional ops, one file each: reference, registration, autograd and dispatch. Differentiable as often as asked."""
 
 from fastgan.ops import chain as chain
+from fastgan.ops.batch_norm_act import batch_norm_act as batch_norm_act
 from fastgan.ops.concat_linear import Embedded as Embedded
 from fastgan.ops.concat_linear import concat_linear_act as concat_linear_act
 from fastgan.ops.conv import conv1d_act as conv1d_act

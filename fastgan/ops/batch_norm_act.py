@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastgan.ops import activation as act
-from fastgan.ops.backend import by_reference
+from fastgan.ops.backend import by_reference, only_ours
 from fastgan.ops.batch_norm_act_autograd import apply
-from fastgan.ops.batch_norm_act_compute import OP, Form, Running, fits
+from fastgan.ops.batch_norm_act_compute import OP, Form, Running, fits, lies_as_rows
 from fastgan.ops.registration import traced, transformed
 
 
@@ -35,7 +35,8 @@ def batch_norm_act(
 
     Args:
         input: (N, C) or (N, C, ...); bf16, fp16 or fp32, or any other dtype by plain PyTorch. The kernels read
-            channels_last images and (N, C) as they lie, and copy what lies otherwise.
+            channels_last images and (N, C) as they lie; what lies otherwise goes by plain PyTorch under ``auto``, and is
+            copied under ``triton``.
         running_mean: (C), moved in place in training, or None in training.
         running_var: (C), as ``running_mean``.
         weight: (C), or None for 1. All four vectors have one dtype: the input's, or fp32.
@@ -65,7 +66,7 @@ def batch_norm_act(
         output = _plain(input, *running, weight, bias, training, momentum, eps, num_batches_tracked)
         return act.activate(output, activation, negative_slope)
     form = Form(training, eps, act.check(activation), negative_slope)
-    if transformed() or not fits(input, weight, bias, form, *running):
+    if transformed() or not fits(input, weight, bias, form, *running) or not (only_ours() or lies_as_rows(input)):
         output = _plain(input, *running, weight, bias, training, momentum, eps, num_batches_tracked)
         return act.activate(output, activation, negative_slope)
     state = Running(*running, num_batches_tracked, momentum)

@@ -111,7 +111,7 @@ def _rows(values: Tensor) -> Tensor:
     if values.dim() == 2:
         return values
     C = values.shape[1]
-    if _lies_as_rows(values):  # one view where the general way takes two
+    if lies_as_rows(values):  # one view where the general way takes two
         return values.as_strided((values.numel() // C, C), (C, 1))
     return values.movedim(1, -1).reshape(-1, C)
 
@@ -123,22 +123,23 @@ def _spread(rows: Tensor, input: Tensor) -> Tensor:
         return rows
     if C == 1 or rows.shape[0] == N:  # any layout is every layout
         return rows.view(input.shape)
-    if _lies_as_rows(input):
+    if lies_as_rows(input):
         return rows.as_strided(input.shape, input.stride())
     values = rows.view(N, *space, C).movedim(-1, 1)
     return values if layout(input) != torch.contiguous_format else values.contiguous()
 
 
-def _lies_as_rows(values: Tensor) -> bool:
+def lies_as_rows(values: Tensor) -> bool:
+    """Whether the channels lie innermost, and nothing between."""
     last = CHANNELS_LAST.get(values.dim())
-    return last is not None and values.is_contiguous(memory_format=last)
+    return values.dim() == 2 or (last is not None and values.is_contiguous(memory_format=last))
 
 
 def layout(input: Tensor) -> torch.memory_format:
     """Return the layout of F.batch_norm's output: channels_last where the input's strides, however wide, are."""
     if input.dim() not in CHANNELS_LAST or input.is_contiguous():
         return torch.contiguous_format
-    last = _lies_as_rows(input) or _lies_as_rows(torch.empty_like(input))
+    last = lies_as_rows(input) or lies_as_rows(torch.empty_like(input))
     return CHANNELS_LAST[input.dim()] if last else torch.contiguous_format
 
 

@@ -30,7 +30,8 @@ def register_op(
     """Define ``fastgan::<schema>``, which torch.compile, torch.export and fake tensors then know, and return it.
 
     Args:
-        schema: such as ``"scale(Tensor input, float by) -> Tensor"``; functional, its outputs alias nothing.
+        schema: such as ``"scale(Tensor input, float by) -> Tensor"``; its outputs alias nothing. One that
+            writes to an operand, ``Tensor(a!)``, moves its version in ``autograd``.
         compute: runs it on the CPU or on a GPU, below autograd.
         fake: returns empty outputs of the right shape, dtype and strides.
         autograd: runs it where a gradient may be asked for; calls the op again inside ``below_autograd()``.

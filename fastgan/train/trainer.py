@@ -71,6 +71,9 @@ class Trainer:
         self.data = self._own_data(data) if isinstance(data, Tensor | Dataset) else build.dataset(config, self.device)
         if generator is None or discriminator is None:
             built = build.networks(config, self.data.sample_shape)
+            if self.device.type == "cuda":  # where weights of convolutions are read by whole vectors that way
+                for network in built:
+                    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             generator = built[0] if generator is None else generator
             discriminator = built[1] if discriminator is None else discriminator
         generator.to(self.device).train()

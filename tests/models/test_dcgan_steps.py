@@ -1,4 +1,4 @@
-"""DCGAN, made of Chains, beside the same layers in an nn.Sequential: the same losses and statistics, step after step."""
+"""DCGAN, made of Chains, beside the same layers in an nn.Sequential: the same losses and statistics at each step."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_five_steps_on_the_kernels(device: str, exact_products: None) -> None:
 
 @pytest.mark.interpret
 def test_bytes_saved_for_backward(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a whole step, at most 55% of what eager PyTorch keeps. Nothing is computed: only who keeps what is looked at."""
+    """Of a whole step, at most 55% of what eager PyTorch keeps. Nothing is computed: who keeps what is looked at."""
     accounting = pytest.importorskip("fastgan.benchmarks.accounting")
     for name in ("conv", "conv_bwd_input", "conv_bwd_weight", "batch_norm_act", "bias_act"):
         module = importlib.import_module(f"fastgan.kernels.{name}")

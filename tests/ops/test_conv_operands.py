@@ -41,13 +41,29 @@ def test_the_layout_is_the_one_that_torch_returns(device: str) -> None:
     last = torch.channels_last
     for channels in (3, 18):
         x, w = single(2, 4, 5, 3, device=device).detach(), single(channels, 4, 2, 2, device=device).detach()
-        for operands in ((x, w), (x.to(memory_format=last), w), (x, w.to(memory_format=last))):
+        turned = x.transpose(2, 3).contiguous().transpose(2, 3)
+        for operands in ((x, w), (x.to(memory_format=last), w), (x, w.to(memory_format=last)), (turned, w)):
             y, theirs = conv2d_act(*operands), F.conv2d(*operands)
             assert y.stride() == theirs.stride()
     signal = single(2, 5, 4, device=device).detach().transpose(1, 2)
     filters = single(3, 4, 2, device=device).detach()
     assert conv1d_act(signal, filters).stride() == (12, 1, 3)
     assert conv1d_act(signal.contiguous(), filters).stride() == (12, 4, 1)
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_padding_by_name(device: str, padding: str, products: Counter[str]) -> None:
+    """An even kernel is padded more behind than before, after the activation of the input and its enlargement."""
+    x, w, filters = (single(*size, device=device) for size in ((2, 3, 4, 5), (2, 3, 4, 3), (2, 3, 2)))
+    how: dict[str, Any] = {"padding": padding, "dilation": (1, 2)}
+    for pre, upsample in (("none", 1), ("sigmoid", 1), ("tanh", 2)):
+        large = activate(x, pre, 0.2).repeat_interleave(upsample, 2).repeat_interleave(upsample, 3)
+        y = conv2d_act(x, w, **how, pre_activation=pre, upsample=upsample)
+        torch.testing.assert_close(y, plain(large, w, **how), rtol=1e-4, atol=1e-4)
+    y = conv1d_act(x[0, :, 0], filters, padding=padding, dilation=3)
+    wanted = activate(F.conv1d(x[0, :, 0], filters, padding=padding, dilation=3), "leaky_relu", 0.2)
+    torch.testing.assert_close(y, wanted, rtol=1e-4, atol=1e-4)
+    assert products["conv_fwd"] == 4
 
 
 def test_odd_operands(device: str) -> None:
