@@ -35,7 +35,7 @@ def batch_norm_act(
 
     Args:
         input: (N, C) or (N, C, ...); bf16, fp16 or fp32, or any other dtype by plain PyTorch. The kernels read
-            channels_last images and (N, C) as they lie; what lies otherwise goes by plain PyTorch under ``auto``, and is
+            channels_last images and (N, C) as they lie; what lies otherwise goes by plain PyTorch under ``auto`` and is
             copied under ``triton``.
         running_mean: (C), moved in place in training, or None in training.
         running_var: (C), as ``running_mean``.

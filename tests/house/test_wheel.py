@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -21,7 +22,9 @@ PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet")
 
 def run(*command: str | Path, cwd: Path) -> str:
     """Run a command to its end; its output."""
-    done = subprocess.run([str(part) for part in command], cwd=cwd, capture_output=True, text=True, timeout=240)
+    alone = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}  # it would lead to the tree
+    words = [str(part) for part in command]
+    done = subprocess.run(words, cwd=cwd, env=alone, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -24,7 +24,7 @@ from fastgan.kernels.norm import LANES, Correction, Norm, NormGradients, Statist
 
 DEVICES = [pytest.param("cpu", marks=pytest.mark.interpret), pytest.param("cuda", marks=pytest.mark.gpu)]
 DTYPES = {"cpu": [torch.float32, torch.float16], "cuda": [torch.float32, torch.float16, torch.bfloat16]}
-SIDES = {"cpu": (16, 32), "cuda": (32, 64)}  # of the tiles here
+SIDES = {"cpu": (16, 64), "cuda": (32, 64)}  # of the tiles here
 LAYOUTS = ("rows", "last", "turned", "steps")
 SMOOTH = ("tanh", "sigmoid")  # by exp in the kernels: good to 4 ulp, where torch errs by one
 DOWN = Geometry(Axis(6, 3, 3, 2, 1), Axis(8, 4, 2, 2))
@@ -237,9 +237,9 @@ def test_as_good_as_torch_against_fp64(
     samples, geometry = draw(geometries(transposed, 1 if transposed else draw(st.sampled_from((1, 1, 1, 2)))))
     activation = draw(st.sampled_from(ACTIVATIONS))
     slope = draw(st.sampled_from([0.2, 0.0, -0.3])) if activation == "leaky_relu" else 0.0
-    channels = st.integers(8, 20) | st.sampled_from((15, 16, 17, 33))
+    channels = st.integers(8, 17) | st.sampled_from((15, 16, 17, 33))
     form = Form(
-        draw(st.integers(1, 3)), samples, draw(channels), draw(channels), geometry, transposed, activation, slope,
+        draw(st.sampled_from((1, 2, 2, 3))), samples, draw(channels), draw(channels), geometry, transposed, activation, slope,
         draw(flag), draw(flag), draw(flag), draw(st.sampled_from(DTYPES[device])),
         draw(st.sampled_from([torch.float32, torch.float16])), draw(st.tuples(*[st.sampled_from(LAYOUTS)] * 3)),
     )  # fmt: skip
