@@ -1,7 +1,4 @@
-"""How long a convolution is expected to take by each choice, from kernels/cost.py: predicted, not measured.
-
-The estimates let memory move each tap's operand anew where all of them exceed the L2 cache: that bounds it from above.
-"""
+"""How long a convolution is expected to take by each choice, from kernels/cost.py: predicted, not measured."""
 
 from __future__ import annotations
 
@@ -50,8 +47,7 @@ def predicted(run: Run, place: Place, direction: str, arch: int) -> Times:
 
 def tile_of(place: Place, direction: str, problem: Problem) -> Config:
     """Return the tile that a launch would take."""
-    from fastgan.kernels.conv_bwd_weight import weight_tile
-    from fastgan.kernels.conv_product import tile_for
+    from fastgan.kernels.conv_product import tile_for, weight_tile
     from fastgan.kernels.tile import choose
 
     if direction == WEIGHT:

@@ -13,12 +13,12 @@ fp32 and rounded to the operands' dtype for the product; it is never stored.
 
 Work: as conv.py with the ends exchanged; 1 or 2 elements are read for each of g, and as many for each of gx.
 
-Registers a thread, the most of any form in conv_forms.py on sm_80, 86, 89, 90, 100 and 120 (Triton 3.7.1), of at most
-255, nothing spilled; wgmma on sm_90 wherever the tile has 64 rows or more, save in IEEE fp32:
-    tile      128x256   128x128   128x64   64x64   128x32   128x16   32x32
-    16 bits       000       000      000     000      000      000     000
-    TF32            -       000      000     000        -      000     000
-    IEEE            -         -        -     000        -        -     000
+Registers a thread, the most of any form in conv_forms.py on sm_80 and 90 and of two fifths of them, drawn, on 86, 89,
+100 and 120 (Triton 3.7.1), of at most 255, nothing spilled; wgmma on sm_90 from 64 rows on, save in IEEE fp32:
+    tile      128x256   128x128    128x64    128x32    128x16     64x64     64x16     32x32
+    16 bits       254       248       247       255       162       242         -       172
+    TF32            -       255       254         -         -       254       145       184
+    IEEE            -         -         -         -         -       240         -       184
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def conv_bwd_input_kernel(
         if parts is not None:
             finish_summed(
                 total, total * off, parts, ticket + groups * tiles * tl.cdiv(C, BN), tile, tiles, group, groups, across,
-                (samples * area).to(tl.float32), c, c < C, C,
+                samples.to(tl.float32) * area, c, c < C, C,
                 in_var, in_gamma, in_step, in_eps, in_lift, in_tilt, ggamma, gbeta, BN, LANES,
             )  # fmt: skip
     else:

@@ -14,17 +14,15 @@ positions is shared by several programs where there are few tiles; parts are add
 Work, in elements and multiply-adds, for M = n P Q rows and T taps: reads the grid's side once for each tile across and
 the image's once for each tile down and each tap (from L2); writes K C T; M T C K products.
 
-Registers a thread, the most of any form in conv_forms.py on sm_80, 86, 89, 90, 100 and 120 (Triton 3.7.1), of at most
-255, nothing spilled; wgmma on sm_90 wherever the tile has 64 rows or more, save in IEEE fp32:
-    tile      128x256   128x128   128x64   64x64   128x32   128x16   32x32
-    16 bits       000       000      000     000      000      000     000
-    TF32            -       000      000     000        -      000     000
-    IEEE            -         -        -     000        -        -     000
+Registers a thread, the most of any form in conv_forms.py on sm_80 and 90 and of two fifths of them, drawn, on 86, 89,
+100 and 120 (Triton 3.7.1), of at most 255, nothing spilled; wgmma on sm_90 from 64 rows on, save in IEEE fp32:
+    tile      128x256   128x128    128x64     64x64     64x32     32x32
+    16 bits       255       254       220       222       127       172
+    TF32            -       254       164       166         -       138
+    IEEE            -         -         -       125         -       103
 """
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 import triton
 import triton.language as tl
@@ -32,7 +30,7 @@ from torch import Tensor
 
 from fastgan.kernels.activation import activate
 from fastgan.kernels.conv_map import GATHER, GEOMETRY, Geometry, placed, within
-from fastgan.kernels.conv_product import LEAST_CHANNELS, MOST_REGISTERS, conv_target, packed, steps, straight, strides
+from fastgan.kernels.conv_product import conv_target, packed, steps, straight, strides, weight_tile
 from fastgan.kernels.launch import Launch, Tickets, Workspace, submit
 from fastgan.kernels.linear import gathered, given
 from fastgan.kernels.norm import Correction, Norm, correction_arguments, formed, norm_arguments, normalised, vectors_of
@@ -222,13 +220,9 @@ def bwd_weight_problem(
     room = 64 if norm or saved is not None else 128
     if before[0] != "none" and target.arch not in WGMMA:
         room = 32
-    return Problem(op, *size, target, saved is not None, straight(gy) and straight(x), True, room)
-
-
-def weight_tile(tile: Config, channels: int) -> Config:
-    """Return a tile that is no wider than a tap's channels; index maps take registers, so it has all."""
-    cols = tile.cols if packed(channels) else min(tile.cols, max(LEAST_CHANNELS, 1 << (channels - 1).bit_length()))
-    return replace(tile, cols=cols, registers=MOST_REGISTERS)
+    image = x.shape[0] * C * geometry.h.image * geometry.w.image
+    repeats = 1.0, max(1.0, size[1] * size[2] / max(1, image))
+    return Problem(op, *size, target, saved is not None, straight(gy) and straight(x), True, room, repeats)
 
 
 def conv_bwd_weight(

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from fastgan.kernels.conv import fwd_launch, fwd_problem
 from fastgan.kernels.conv_bwd_input import bwd_input_launch, bwd_input_problem
-from fastgan.kernels.conv_bwd_weight import bwd_weight_launch, bwd_weight_problem, weight_tile
+from fastgan.kernels.conv_bwd_weight import bwd_weight_launch, bwd_weight_problem
 from fastgan.kernels.conv_map import GATHER, PHASE, SPREAD, Axis, Geometry
-from fastgan.kernels.conv_product import candidates_for, packed
+from fastgan.kernels.conv_product import candidates_for, packed, weight_tile
 from fastgan.kernels.launch import Launch
 from fastgan.kernels.linear_bwd_input import Below
 from fastgan.kernels.norm import Correction, Norm, NormGradients, Statistics

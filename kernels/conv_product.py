@@ -25,7 +25,7 @@ from fastgan.kernels.launch import Tickets, Workspace
 from fastgan.kernels.linear import gathered
 from fastgan.kernels.norm import formed, normalised, vectors_of
 from fastgan.kernels.problem import useful
-from fastgan.kernels.tile import GROUP, Config, Problem, Target, candidates, choose, refusal, tile_of
+from fastgan.kernels.tile import GROUP, WGMMA, Config, Problem, Target, candidates, choose, refusal, tile_of
 
 LEAST_CHANNELS = 16  # of a block that takes one tap: with fewer, a block takes several
 MOST_NARROW = 64  # channels of an output that a tile may be cut to
@@ -253,9 +253,21 @@ def problem(
 ) -> Problem:
     """Describe a convolution to the choice of a tile, as the matrix product that it is."""
     depth, cols = channels_of(weight, map)
+    if source.dtype.itemsize == 4 and target.arch not in WGMMA:
+        accumulators = min(accumulators, 32)  # with 64 a plain product was seen to spill on sm_120
     high, wide = geometry.out(map)
     size = source.shape[0] * high * wide, cols, depth * geometry.taps(map)
-    return Problem(op, *size, source.dtype.itemsize, target, masked, vectors(source, weight, map), True, accumulators)
+    return Problem(
+        op,
+        *size,
+        source.dtype.itemsize,
+        target,
+        masked,
+        vectors(source, weight, map),
+        True,
+        accumulators,
+        repeats=(max(1.0, size[0] * size[2] / max(1, source.numel())), 1.0),
+    )
 
 
 def tile_for(asked: Problem, channels: int) -> Config:
@@ -291,13 +303,22 @@ def _tall(asked: Problem) -> list[Config]:
     return [tile] if refusal(asked, tile) is None and useful(asked, tile) else []
 
 
+def weight_tile(tile: Config, channels: int) -> Config:
+    """Return a weight gradient's tile, no wider than a tap's channels; index maps take registers, so it has all."""
+    cols = tile.cols if packed(channels) else min(tile.cols, max(LEAST_CHANNELS, 1 << (channels - 1).bit_length()))
+    return replace(tile, cols=cols, registers=MOST_REGISTERS)
+
+
 def in_load(asked: Problem, plain: Problem, channels: int, elements: int, columns: bool = False) -> bool:
     """Whether an operand is normalised where ``asked`` loads it, rather than by a pass over its ``elements`` before.
 
     Every tap and every tile across loads it anew, and the vectors leave less room for accumulators; a pass takes a
     launch and memory. ``columns``: it is the operand of the columns.
     """
-    tile, least = tile_for(asked, channels), tile_for(plain, channels)
+    if "weight" in asked.op:
+        tile, least = weight_tile(choose(asked), channels), weight_tile(choose(plain), channels)
+    else:
+        tile, least = tile_for(asked, channels), tile_for(plain, channels)
     side, times = (asked.cols, -(-asked.rows // tile.rows)) if columns else (asked.rows, -(-asked.cols // tile.cols))
     here = cost.estimate(asked, tile) + cost.forming_us(asked, tile, side * asked.depth * times)
     return here <= cost.estimate(plain, least) + cost.pass_us(plain, elements)

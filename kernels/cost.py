@@ -113,8 +113,8 @@ def pace(problem: Problem, config: Config) -> float:
 
 def traffic(problem: Problem, config: Config, card: Card, processors: int) -> float:
     """Return the bytes that memory moves."""
-    rows = problem.rows * (2 if problem.masked else 1)
-    operands = float(rows + problem.cols) * problem.depth * problem.item_bytes
+    rows = problem.rows * (2 if problem.masked else 1) / problem.repeats[0]
+    operands = (rows + problem.cols / problem.repeats[1]) * problem.depth * problem.item_bytes
     result = problem.rows * problem.cols * problem.item_bytes
     if operands > RESIDENT * card.l2_mb * 1e6:
         operands = max(operands, reread(problem, config, processors * at_once(problem, config, card)))
@@ -130,7 +130,8 @@ def reread(problem: Problem, config: Config, wave: int) -> float:
     high = min(GROUP, tile_rows)
     wide = min(-(-wave // high), tile_cols)
     high = max(high, min(wave // wide, tile_rows))
-    lines = high * config.rows * (2 if problem.masked else 1) + wide * config.cols
+    lines = high * config.rows * (2 if problem.masked else 1) / problem.repeats[0]
+    lines += wide * config.cols / problem.repeats[1]
     waves = tile_rows * tile_cols / (high * wide)
     return waves * lines * problem.depth * problem.item_bytes
 

@@ -103,6 +103,7 @@ class Problem:
     vectors: bool = True  # operands load by whole vectors
     splits: bool = False  # several programs may share a tile
     accumulators: int = 64  # of a thread, at most: the more a kernel does beside the product, the fewer it has room for
+    repeats: tuple[float, float] = (1.0, 1.0)  # how often each element stands in the rows' and the columns' operand
 
     @property
     def kind(self) -> str:

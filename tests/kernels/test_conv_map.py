@@ -1,4 +1,4 @@
-"""The index maps of convolutions, against a list of every product: which position, source and tap meet, and where."""
+"""Index maps of convolutions against a list of every product, position, source and tap; and how parts are merged."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from fastgan.kernels.conv_map import GATHER, PHASE, SPREAD, Axis, Geometry, axis_of, placed, tap_of, within
-from fastgan.kernels.conv_norm import room
+from fastgan.kernels.conv_norm import merged, room, summed
 from fastgan.kernels.norm import LANES
 
 DEVICES = [pytest.param("cpu", marks=pytest.mark.interpret), pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -150,3 +150,36 @@ def test_room_for_the_parts_of_many_tiles() -> None:
     assert room(1, 1, 1) == (2, 2)
     assert room(2, LANES, 3) == (2 * LANES + 2, 3 * 3)
     assert room(2, LANES + 1, 3) == (2 * (LANES + 1) + 4, 3 * 5)
+
+
+@triton.jit
+def merging_kernel(parts, sums, out, tiles, C, BC: tl.constexpr, LANES: tl.constexpr):
+    c = tl.arange(0, BC)
+    inside = c < C
+    seen, mean, squares = merged(parts, tiles, c, inside, C, BC, LANES)
+    shift, scale = summed(sums, tiles, c, inside, C, BC, LANES)
+    tl.store(out + c, seen, mask=inside)
+    tl.store(out + C + c, mean, mask=inside)
+    tl.store(out + 2 * C + c, squares / tl.maximum(seen, 1.0), mask=inside)
+    tl.store(out + 3 * C + c, shift, mask=inside)
+    tl.store(out + 4 * C + c, scale, mask=inside)
+
+
+@on_devices
+@pytest.mark.parametrize("tiles", [1, LANES, 3 * LANES + 5])
+def test_parts_of_any_size_are_merged(device: str, tiles: int) -> None:
+    """More than are taken at once, of 0 to 16 rows each, about a mean of 1000."""
+    generator = torch.Generator().manual_seed(tiles)
+    counts = [7, *torch.randint(0, 17, (tiles - 1,), generator=generator).tolist()]
+    rows = [1000 + torch.randn(count, 5, generator=generator) for count in counts]
+    parts = torch.stack(
+        [
+            torch.stack([torch.full((5,), float(len(r))), m := r.sum(0) / max(len(r), 1), (r - m).square().sum(0)])
+            for r in rows
+        ]
+    )
+    out, every = torch.full((5, 5), float("nan"), device=device), torch.cat(rows).double()
+    merging_kernel[(1,)](parts.to(device), parts[:, 1:].contiguous().to(device), out, tiles, 5, BC=8, LANES=LANES)
+    exact = [torch.full((5,), float(len(every))), every.mean(0), every.var(0, unbiased=False)]
+    wanted = torch.stack([*(part.double() for part in exact), *parts[:, 1:].double().sum(0)])
+    torch.testing.assert_close(out.cpu().double(), wanted, rtol=1e-4, atol=0)
