@@ -235,6 +235,18 @@ def test_hooks_and_old_style_weight_norm_run_as_they_are(device: str) -> None:
     assert seen == [(4, 17, 8, 8)]
 
 
+def test_a_norm_that_is_not_fused_runs_between(device: str) -> None:
+    """SyncBatchNorm, without a process group, and an InstanceNorm."""
+    members = [
+        *discriminator()[:3],
+        nn.SyncBatchNorm(20),
+        nn.ReLU(),
+        nn.ConvTranspose2d(20, 9, 2),
+        nn.InstanceNorm2d(9),
+    ]
+    same_results(*twins(members, device), numbers(4, 3, 10, 10, device=device), 2)
+
+
 LAYERS = st.lists(
     st.tuples(
         st.booleans(),  # transposed
