@@ -73,7 +73,7 @@ def take(members: list[nn.Module]) -> Fused | None:
     if not dims or not plain(core) or (dims > 2 and form is None) or (scale > 1 and dims != 4):
         members[:] = before
         return None
-    activation, slope = getattr(core, "activation", "none"), getattr(core, "negative_slope", 0.0)
+    activation, slope = act.check(getattr(core, "activation", "none")), getattr(core, "negative_slope", 0.0)
     if act.saves_pre_activation(activation, slope):
         members[:] = before
         return None  # it would have to keep its pre-activation

@@ -31,9 +31,9 @@ def device(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def generator() -> list[nn.Module]:
-    """DCGAN's, to 8x8."""
+    """DCGAN's, from 2x2 to 4x4."""
     return [
-        *(nn.ConvTranspose2d(10, 24, 4, 1, 0, bias=False), nn.BatchNorm2d(24), nn.ReLU()),
+        *(nn.ConvTranspose2d(10, 24, 2, 1, 0, bias=False), nn.BatchNorm2d(24), nn.ReLU()),
         *(nn.ConvTranspose2d(24, 17, 4, 2, 1, bias=False), nn.BatchNorm2d(17, momentum=None), nn.LeakyReLU(0.2)),
         *(nn.Conv2d(17, 3, 3, 1, 1), nn.Tanh()),
     ]
@@ -178,7 +178,8 @@ def test_penalties_through_a_critic(device: str, penalty: str) -> None:
 def test_no_gradient_is_formed_that_nobody_asked_for(device: str, products: Counter[str]) -> None:
     _, g = twins(generator(), device)
     _, d = twins(discriminator(), device)
-    score = d(g(numbers(3, 10, 1, 1, device=device).float())).sum()
+    images = g(numbers(3, 10, 1, 1, device=device).float())
+    score = d(nn.functional.interpolate(images, scale_factor=2)).sum()
     torch.autograd.grad(score, list(g.parameters()))  # the generator's step: no gradient of d, or of z
     assert products == {"conv_fwd": 6, "conv_bwd_input": 5, "conv_bwd_weight": 3}
 
@@ -198,7 +199,7 @@ def test_nothing_normalised_is_saved(device: str) -> None:
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         mine(x)
     maps = [t.shape[1:] for t in kept if t.dim() == 4 and t.shape[0] == 5]
-    assert sorted(maps) == sorted([(10, 1, 1), (24, 4, 4), (17, 8, 8), (3, 8, 8)])
+    assert sorted(maps) == sorted([(10, 1, 1), (24, 2, 2), (17, 4, 4), (3, 4, 4)])
 
 
 @pytest.mark.parametrize("wrap", [parametrizations.spectral_norm, parametrizations.weight_norm])
@@ -232,7 +233,7 @@ def test_hooks_and_old_style_weight_norm_run_as_they_are(device: str) -> None:
     mine.load_state_dict(theirs.state_dict())
     x = numbers(4, 10, 1, 1, device=device)
     close([mine(x.float())], [theirs(x)])
-    assert seen == [(4, 17, 8, 8)]
+    assert seen == [(4, 17, 4, 4)]
 
 
 def test_a_norm_that_is_not_fused_runs_between(device: str) -> None:
@@ -262,7 +263,7 @@ LAYERS = st.lists(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=15)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=10)
 @given(layers=LAYERS, groups=st.integers(1, 2), side=st.integers(3, 6), training=st.booleans())
 def test_any_chain(device: str, layers: list[tuple], groups: int, side: int, training: bool) -> None:
     members: list[nn.Module] = []
