@@ -255,6 +255,9 @@ def problem(
     depth, cols = channels_of(weight, map)
     if source.dtype.itemsize == 4 and target.arch not in WGMMA:
         accumulators = min(accumulators, 32)  # with 64 a plain product was seen to spill on sm_120
+    whole = vectors(source, weight, map)
+    if not whole and op.endswith("_norm") and target.arch >= 120:
+        accumulators = min(accumulators, 16)  # seen to spill there with 32
     high, wide = geometry.out(map)
     size = source.shape[0] * high * wide, cols, depth * geometry.taps(map)
     return Problem(
@@ -263,7 +266,7 @@ def problem(
         source.dtype.itemsize,
         target,
         masked,
-        vectors(source, weight, map),
+        whole,
         True,
         accumulators,
         repeats=(max(1.0, size[0] * size[2] / max(1, source.numel())), 1.0),
