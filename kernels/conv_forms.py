@@ -1,10 +1,11 @@
-"""Every compiled form of the convolution kernels that the dispatcher can choose for the networks that people train.
+"""The compiled forms of the convolution kernels that the dispatcher chooses for the networks that people train.
 
 DCGAN at 64 and 128, WGAN-GP's and SNGAN's networks at 32, and HiFi-GAN's generator. Kernels are not specialised to a
 geometry, so a layer's kernel, stride, dilation and size tell in the strides of its operands at most; what is left is
 which way it leads, channels, layouts, and what stands beside the product. bf16 goes through all of it, TF32, fp16 and
 IEEE fp32 through the first so many, each in every tile that the heuristic may choose for such sizes. Programs share a
-tile of a weight gradient always, of the rest in the cases that say so; there they work alone as well.
+tile of a weight gradient always, of the rest in the cases that say so; there they work alone as well. At batches as
+small as 16 or as large as 1,024 a handful of shared tiles are chosen that are not listed.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ GEOMETRY = [f"{name}_{what}" for name in "hw" for what in AXIS]  # arguments tha
 
 
 class Geometry(NamedTuple):
-    """Both axes. A signal of one dimension has a height of 1."""
+    """Both axes, which have the same ``up``. A signal of one dimension has a height of 1."""
 
     h: Axis
     w: Axis

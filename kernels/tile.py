@@ -35,7 +35,7 @@ __all__ = [
     "tile_of",
 ]
 
-SPLITS = (1, 2, 4, 8, 16, 32)
+SPLITS = (1, 2, 4, 8, 16, 32, 64, 128)
 SHARED = 4  # programs to a tile that stand for any number: kernels have one form for all but 1
 SHARING = 1.05  # how much faster a shared tile must be expected to be
 

@@ -35,8 +35,9 @@ class Chain(nn.Sequential):
     them, dropout behind a linear one and nearest-neighbour up-sampling before a convolution become one function:
     statistics leave the product's epilogue, the norm and its activation are formed where the next layer loads them, and
     nothing normalised is kept for backward. Members that it does not fuse (others, grouped convolutions, negative
-    slopes, such with hooks) run between as they are; weights may be parametrized. Where the kernels do not run, on the
-    CPU, under torch.compile and while global module hooks are registered, it is the nn.Sequential.
+    slopes, a ``pre_activation``, such with hooks) run between as they are; weights may be parametrized. Where the
+    kernels do not run, on the CPU, under torch.compile and while global module hooks are registered, it is the
+    nn.Sequential.
 
     Shape: that of its members. Gradients of any order; through a norm, second ones go by plain arithmetic.
     """
@@ -47,7 +48,7 @@ class Chain(nn.Sequential):
         Args:
             input: (batch, ...).
             groups: equal parts of the batch, one after another, each normalised by statistics of its own: the result,
-                the running statistics included, is that of as many calls.
+                the running statistics included, is that of as many calls. Parametrized weights are formed once.
 
         Raises:
             UserError: where the batch does not fall into that many equal parts.
@@ -62,11 +63,14 @@ class Chain(nn.Sequential):
             or _has_any_global_hook()
         ):
             return self._one_by_one(input, groups)
+        fused = False
         for step in plan(list(self)):
-            if isinstance(step, nn.Module):
-                input = _in_parts(step, input, groups)
-            else:
-                input = _run(step, input, groups)
+            if not isinstance(step, nn.Module):
+                input, fused = _run(step, input, groups), True
+                continue
+            if fused and getattr(step, "inplace", False):
+                input = input.clone()  # the layers before it have their output for a mask
+            input, fused = _in_parts(step, input, groups), False
         return input
 
     def fold(self, *batches: Tensor) -> tuple[Tensor, ...]:
@@ -85,13 +89,14 @@ class Chain(nn.Sequential):
 
 def _run(run: list[Fused], input: Tensor, groups: int) -> Tensor:
     """Run a stretch of fused layers on the kernels, or one by one where their operands do not go together."""
-    with parametrize.cached() if any(parametrize.is_parametrized(f.core) for f in run) else contextlib.nullcontext():
+    formed = [id(fused.core) for fused in run if "parametrizations" in fused.core._modules]
+    if len(set(formed)) < len(formed):  # weights that are formed anew at each use: a power iteration is a step
+        return _members_of(run, input, groups)
+    with parametrize.cached() if formed else contextlib.nullcontext():
         operands = [autocast(*fused.operands()) for fused in run]
         (values,) = autocast(input)
         if not _fit(run, operands, values):
-            for member in (member for fused in run for member in fused.members):
-                input = _in_parts(member, input, groups)
-            return input
+            return _members_of(run, input, groups)
     values = values.unsqueeze(2) if run[0].dims == 3 else values
     layers, parameters = [], list[Tensor | None]()
     for (weight, bias), fused, size in zip(operands, run, _sizes(run, operands, values.shape), strict=True):
@@ -102,10 +107,15 @@ def _run(run: list[Fused], input: Tensor, groups: int) -> Tensor:
         layers.append(layer)
         parameters += [weight, bias, None if norm is None else norm.weight, None if norm is None else norm.bias]
     output = chain.run(layers, groups, values, parameters)
-    for fused in run:
-        if fused.norm is not None:
-            _count(fused.norm, groups)
-    return output.squeeze(2) if run[0].dims == 3 else output
+    _count([fused.norm for fused in run if fused.norm is not None], groups)
+    return output.squeeze(2).contiguous() if run[0].dims == 3 else output
+
+
+def _members_of(run: list[Fused], input: Tensor, groups: int) -> Tensor:
+    """Run the members of a stretch one by one."""
+    for member in (member for fused in run for member in fused.members):
+        input = _in_parts(member, input, groups)
+    return input
 
 
 def _sizes(run: list[Fused], operands: list[tuple[Tensor, Tensor | None]], size: torch.Size) -> Iterator[torch.Size]:
@@ -132,13 +142,18 @@ def _fit(run: list[Fused], operands: list[tuple[Tensor, Tensor | None]], values:
         return False
     if values.dim() > 2 and not all(tensor.numel() for tensor in (values, *tensors)):
         return False
-    return all(tensor.dtype == values.dtype and tensor.device == values.device for tensor in tensors)
+    if not all(tensor.dtype == values.dtype and tensor.device == values.device for tensor in tensors):
+        return False
+    vectors = (v for f in run if (n := f.norm) for v in (n.weight, n.bias, n.running_mean, n.running_var))
+    kinds = values.dtype, torch.float32
+    return all(v is None or (v.dtype in kinds and v.device == values.device) for v in vectors)
 
 
 def _ready(norm: Norm, size: torch.Size) -> BatchNorm:
     """Return what a norm of outputs of that size asks for in this call; raise what torch.nn raises."""
     if norm.num_features != size[1] and (norm.affine or norm.running_mean is not None):
-        raise RuntimeError(f"running_mean should contain {size[1]} elements not {norm.num_features}")
+        first = "weight" if norm.running_mean is None else "running_mean"
+        raise RuntimeError(f"{first} should contain {size[1]} elements not {norm.num_features}")
     if not norm.training and norm.running_mean is not None:
         return BatchNorm(norm.eps, False, norm.running_mean, norm.running_var)
     if size.numel() == size[1]:
@@ -149,23 +164,22 @@ def _ready(norm: Norm, size: torch.Size) -> BatchNorm:
     return BatchNorm(norm.eps, True, norm.running_mean, norm.running_var, tracked, norm.momentum or 0.0)
 
 
-def _count(norm: Norm, groups: int) -> None:
-    """Count the batches that a training norm has seen, and tell autograd that its buffers have moved."""
-    if not (norm.training and norm.track_running_stats):
-        return
-    if norm.num_batches_tracked is not None:
-        norm.num_batches_tracked.add_(groups)
-    for buffer in (norm.running_mean, norm.running_var):
-        if buffer is not None and not buffer.is_inference():
-            increment_version(buffer)
+def _count(norms: list[Norm], groups: int) -> None:
+    """Count the batches that training norms have seen, and tell autograd that their buffers have moved."""
+    moved = [norm for norm in norms if norm.training and norm.track_running_stats]
+    counts = [norm.num_batches_tracked for norm in moved if norm.num_batches_tracked is not None]
+    if counts:
+        torch._foreach_add_(counts, groups)
+    buffers = (buffer for norm in moved for buffer in (norm.running_mean, norm.running_var))
+    increment_version([buffer for buffer in buffers if buffer is not None and not buffer.is_inference()])
 
 
 def _in_parts(member: nn.Module, input: Tensor, groups: int) -> Tensor:
     """Call a member on all, or on each group by itself where it may mix samples."""
-    if isinstance(member, Chain):
-        output: Tensor = member(input, groups)
-        return output
     if groups == 1 or kind_of(member) in SAMPLE_BY_SAMPLE:
-        output = member(input)
+        output: Tensor = member(input)
+        return output
+    if type(member).forward is Chain.forward:
+        output = member(input, groups)
         return output
     return torch.cat([member(part) for part in input.chunk(groups)])

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from fastgan.nn.batch_norm import BatchNorm1dAct, BatchNorm2dAct
 from fastgan.nn.conv import Conv1dAct, Conv2dAct, ConvTranspose1dAct, ConvTranspose2dAct
@@ -73,15 +72,16 @@ def take(members: list[nn.Module]) -> Fused | None:
     if not dims or not plain(core) or (dims > 2 and form is None) or (scale > 1 and dims != 4):
         members[:] = before
         return None
-    activation, slope = act.check(getattr(core, "activation", "none")), getattr(core, "negative_slope", 0.0)
+    told = vars(core)  # where to look costs less than asking a module for what it may lack
+    activation, slope = act.check(told.get("activation", "none")), told.get("negative_slope", 0.0)
     if act.saves_pre_activation(activation, slope):
         members[:] = before
         return None  # it would have to keep its pre-activation
     members.pop(0)
     norm, dropped, first = None, 0.0, False
-    own = getattr(core, "dropout", 0.0)
+    own = told.get("dropout", 0.0)
     if activation != "none" or own:
-        dropped, first = own if core.training else 0.0, getattr(core, "dropout_first", False)
+        dropped, first = own if core.training else 0.0, told.get("dropout_first", False)
     elif norm := _take_norm(members, dims):
         activation, slope = _activation_of(norm) or _take_activation(members)
     else:
@@ -97,7 +97,7 @@ def take(members: list[nn.Module]) -> Fused | None:
 def kind_of(member: nn.Module) -> type[nn.Module]:
     """Return a member's class; of one whose weights are parametrized (spectral norm), the class that it was."""
     kind = type(member)
-    return kind.__bases__[0] if parametrize.is_parametrized(member) else kind
+    return kind.__bases__[0] if "parametrizations" in member._modules else kind
 
 
 def plain(member: nn.Module) -> bool:
@@ -112,9 +112,9 @@ def _form(conv: nn.Module, scale: int) -> Form | None:
     assert isinstance(conv, (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d))
     if conv.groups != 1 or conv.padding_mode != "zeros":
         return None
-    if getattr(conv, "pre_activation", "none") != "none":
+    if vars(conv).get("pre_activation", "none") != "none":
         return None
-    own = getattr(conv, "upsample", 1)
+    own = vars(conv).get("upsample", 1)
     if own > 1 and scale > 1:
         return None
     padding = _padding(conv)
@@ -127,7 +127,8 @@ def _form(conv: nn.Module, scale: int) -> Form | None:
     transposed = isinstance(conv, (nn.ConvTranspose1d, nn.ConvTranspose2d))
     spare = pair(conv.output_padding, 0)
     steps = pair(conv.stride, 1), pair(padding, 0), pair(conv.dilation, 1)
-    return Form(*steps, 1, transposed, spare, max(own, scale))
+    form = Form(*steps, 1, transposed, spare, max(own, scale))
+    return form if form.sound and form.mapped else None
 
 
 def _padding(conv: nn.Module) -> tuple[int, ...] | None:
@@ -173,7 +174,7 @@ def _take_norm(members: list[nn.Module], dims: int) -> Norm | None:
 
 def _activation_of(norm: Norm) -> tuple[str, float] | None:
     """Return the activation that a norm of ours has in it."""
-    name = getattr(norm, "activation", "none")
+    name = vars(norm).get("activation", "none")
     return None if name == "none" else (name, norm.negative_slope)  # type: ignore[return-value]
 
 

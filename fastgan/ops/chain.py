@@ -167,11 +167,15 @@ def _backward(tape: Tape, grad: Tensor, wanted: Sequence[bool]) -> list[Tensor |
         assert operand is not None
         below = _below(tape, at - 1) if at and norm is None else None
         layer = tape.layers[at]
-        asked = any(wanted[:own]), wanted[own], wanted[own + 1]
+        bias, with_bias = tape.of(at)[1], wanted[own + 1]
+        if with_bias and bias is not None and layer.norm is not None and layer.norm.training:  # which takes shifts away
+            results[own + 1], with_bias = torch.zeros_like(bias), False
+        asked = any(wanted[:own]), wanted[own], with_bias
         incoming = layer.settled(incoming, weight, operand, asked, below, norm)
         if wanted[own]:
-            results[own], results[own + 1] = layer.to_weight(incoming, operand, weight, wanted[own + 1], norm)
-        elif wanted[own + 1]:
+            results[own], column = layer.to_weight(incoming, operand, weight, with_bias, norm)
+            results[own + 1] = column if with_bias else results[own + 1]
+        elif with_bias:
             results[own + 1] = layer.to_bias(incoming)
         if not any(wanted[:own]):
             break
@@ -213,7 +217,7 @@ def _places(tape: Tape, at: int, wanted: Sequence[bool], results: list[Tensor | 
     lift = tilt = None
     norm = tape.norm(at)
     assert norm is not None and layer.norm is not None
-    if layer.norm.training and any(wanted[: own + 2]):
+    if layer.norm.training and any(wanted[: own + 1]):
         lift, tilt = torch.empty((2, *norm.mean.shape), dtype=torch.float32, device=norm.mean.device)
     for place, vector in ((own + 2, gamma), (own + 3, beta)):
         if wanted[place] and vector is not None:

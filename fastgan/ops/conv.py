@@ -195,7 +195,7 @@ def _run(call: _Call, input: Tensor, weight: Tensor, bias: Tensor | None) -> Ten
     if not fits(image, filters, bias, form):
         return call.plain(x, weight, bias)
     y = apply(image, filters, bias, form, *call.after, not traced(image, filters, bias), before)
-    y = y if call.dims == 2 else y.squeeze(2)
+    y = y if call.dims == 2 else y.squeeze(2).contiguous()  # as PyTorch returns signals
     return y if x.dim() == call.dims + 2 else y.squeeze(0)
 
 

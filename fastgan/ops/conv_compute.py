@@ -29,10 +29,9 @@ NOTHING = ("none", 0.0)  # what has no activation
 
 def fits(input: Tensor, weight: Tensor, bias: Tensor | None, form: Form) -> bool:
     """Whether the kernels take these operands; PyTorch computes what they do not, or refuses it in its own words."""
-    if not form.mapped or weight.dim() != 4 or input.dim() != 4 or min(form.stride) <= 0:
+    if not (form.mapped and form.sound) or weight.dim() != 4 or input.dim() != 4:
         return False
     (depth, cols), dtype, device = form.channels(weight), input.dtype, input.device
-    spare = zip(form.output_padding, form.stride, form.dilation, strict=True)
     return (
         input.shape[1] == depth
         and weight.dtype == dtype
@@ -40,9 +39,6 @@ def fits(input: Tensor, weight: Tensor, bias: Tensor | None, form: Form) -> bool
         and input.layout is weight.layout is torch.strided
         and (bias is None or (bias.dtype == dtype and bias.device == device and bias.shape == (cols,)))
         and min(weight.numel(), *input.shape[1:], *form.size(input.shape, weight.shape)) > 0
-        and min(form.dilation) > 0
-        and min(form.padding) >= 0
-        and all(0 <= more < max(step, wide) for more, step, wide in spare if form.transposed)
     )
 
 
@@ -168,8 +164,16 @@ def settled(
         return incoming._replace(column=rows(incoming.grad).sum(0)) if apart or (with_bias and to_weight) else incoming
     if not (to_input or to_weight or apart):
         return incoming
-    g = formed(incoming)
-    return Incoming(g, column=rows(g).sum(0) if apart or (with_bias and to_weight) else None)
+    summed = apart or (with_bias and to_weight)
+    if incoming.correction is not None:
+        g = formed(incoming)
+        return Incoming(g, column=rows(g).sum(0) if summed else None)
+    from fastgan.kernels.bias_act import bias_act_bwd
+
+    g, saved, activation, slope, *_ = incoming
+    assert saved is not None
+    values, column = bias_act_bwd(rows(g), rows(saved).contiguous(), activation, slope, with_bias=summed)
+    return Incoming(images(values, g), column=column)
 
 
 def to_input(
@@ -227,7 +231,7 @@ def to_weight(
     norm: Norm | None = None,
     before: tuple[str, float] = NOTHING,
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the gradient of the weights, in their own layout, and the sum of g where it is asked for."""
+    """Return the gradient of the weights, and the sum of g where it is asked for."""
     from fastgan.kernels import conv_bwd_weight as kernels
     from fastgan.kernels.conv_product import conv_target
 

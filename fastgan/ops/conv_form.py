@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +18,7 @@ if TYPE_CHECKING:
 Pair = tuple[int, int]
 
 
-@dataclass(frozen=True)
-class Form:
+class Form(NamedTuple):
     """A convolution of (n, channels, height, width), or a transposed one. One of signals has a height of 1."""
 
     stride: Pair = (1, 1)
@@ -61,6 +59,16 @@ class Form:
     def mapped(self) -> bool:
         """Whether the kernels' index maps cover it."""
         return self.groups == 1 and (self.upsample == 1 or (self.stride == (1, 1) and not self.transposed))
+
+    @property
+    def sound(self) -> bool:
+        """Whether PyTorch would not refuse it."""
+        spare = zip(self.output_padding, self.stride, self.dilation, strict=True)
+        return (
+            min(*self.stride, *self.dilation) > 0
+            and min(self.padding) >= 0
+            and all(0 <= more < max(step, wide) for more, step, wide in spare if self.transposed)
+        )
 
     def size(self, input: Sequence[int], weight: Sequence[int]) -> Pair:
         """Return height and width of the output for shapes (n, channels, height, width) and (.., .., R, S)."""

@@ -248,6 +248,49 @@ def test_a_norm_that_is_not_fused_runs_between(device: str) -> None:
     same_results(*twins(members, device), numbers(4, 3, 10, 10, device=device), 2)
 
 
+@pytest.mark.parametrize(
+    "conv",
+    [
+        Conv2dAct(5, 6, 3, 2, 1, upsample=2, activation="relu"),
+        nn.Conv2d(5, 6, 2, padding="same"),
+        nn.Conv2d(5, 6, 3, padding=1, padding_mode="reflect"),
+        Conv2dAct(5, 6, 3, pre_activation="leaky_relu", activation="none"),
+        nn.Sequential(nn.Upsample(scale_factor=3), nn.Conv2d(5, 6, 3, 2)),
+    ],
+    ids=["upsample and stride", "even", "reflect", "pre-activation", "scaled and strided"],
+)
+def test_what_the_maps_do_not_take_runs_between(device: str, conv: nn.Module) -> None:
+    conv = conv if isinstance(conv, nn.Sequential) else nn.Sequential(conv)
+    same_results(*twins([*conv, nn.Conv2d(6, 3, 1), nn.ReLU()], device), numbers(3, 5, 6, 6, device=device), 1)
+
+
+@pytest.mark.parametrize("wrong", [{"stride": 2, "output_padding": 2}, {"padding": -1}])
+def test_what_torch_refuses_is_refused(device: str, wrong: dict[str, int]) -> None:
+    theirs, mine = twins([nn.ConvTranspose2d(5, 16, 3, **wrong), nn.ReLU()], device)
+    with pytest.raises(RuntimeError) as words:
+        theirs(numbers(2, 5, 4, 4, device=device))
+    with pytest.raises(RuntimeError) as ours:
+        mine(numbers(2, 5, 4, 4, device=device).float())
+    assert str(ours.value).partition("[")[0] == str(words.value).partition("[")[0]
+
+
+def test_an_in_place_member_behind_a_fused_one(device: str) -> None:
+    members = [nn.Conv2d(5, 16, 3), nn.LeakyReLU(0.2), nn.ELU(inplace=True), nn.Conv2d(16, 3, 1)]
+    theirs, mine = (network.to(memory_format=LAST) for network in twins(members, device))
+    same_results(theirs, mine, numbers(2, 5, 5, 5, device=device).contiguous(memory_format=LAST), 1)
+
+
+def test_a_parametrized_layer_that_stands_twice(device: str) -> None:
+    """Each use is a power iteration."""
+    torch.manual_seed(0)
+    layer = parametrizations.spectral_norm(nn.Conv2d(16, 16, 1))
+    theirs = nn.Sequential(layer, nn.ReLU(), layer).to(device).double()
+    mine = Chain(*copy.deepcopy(theirs)).float()
+    x = numbers(2, 16, 3, 3, device=device)
+    for _ in range(2):
+        close([mine(x.float())], [theirs(x)])
+
+
 LAYERS = st.lists(
     st.tuples(
         st.booleans(),  # transposed
