@@ -14,11 +14,11 @@ Work, in elements and multiply-adds, for M rows (samples x positions of the outp
 each column of tiles, from L2 where it was read for another tap, and T C K weights; writes M K; M T C K products, of
 which a phase of a transposed convolution has T / stride^2 each. Backward: conv_bwd_input.py, conv_bwd_weight.py.
 
-Registers a thread, the most of any form in conv_forms.py on sm_80 and 90 and of two fifths of them, drawn, on 86, 89,
-100 and 120 (Triton 3.7.1), of at most 255, nothing spilled; wgmma on sm_90 from 64 rows on, save in IEEE fp32:
+Registers a thread, the most of any form in conv_forms.py on sm_80, 86, 89, 90, 100 and 120 (Triton 3.7.1), of at most
+255, nothing spilled; wgmma on sm_90 from 64 rows on, save in IEEE fp32:
     tile      128x256   128x128    128x64    128x32    128x16     64x64     64x16     32x32
     16 bits       255       255       233       220       168       252         -       180
-    TF32            -       255       250         -         -       248       146       148
+    TF32            -       255       250         -         -       254       146       150
     IEEE            -         -         -         -         -       236         -       181
 """
 

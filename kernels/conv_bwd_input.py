@@ -13,12 +13,12 @@ fp32 and rounded to the operands' dtype for the product; it is never stored.
 
 Work: as conv.py with the ends exchanged; 1 or 2 elements are read for each of g, and as many for each of gx.
 
-Registers a thread, the most of any form in conv_forms.py on sm_80 and 90 and of two fifths of them, drawn, on 86, 89,
-100 and 120 (Triton 3.7.1), of at most 255, nothing spilled; wgmma on sm_90 from 64 rows on, save in IEEE fp32:
+Registers a thread, the most of any form in conv_forms.py on sm_80, 86, 89, 90, 100 and 120 (Triton 3.7.1), of at most
+255, nothing spilled; wgmma on sm_90 from 64 rows on, save in IEEE fp32:
     tile      128x256   128x128    128x64    128x32    128x16     64x64     64x16     32x32
     16 bits       254       248       247       255       162       242         -       172
     TF32            -       255       254         -         -       254       145       184
-    IEEE            -         -         -         -         -       240         -       184
+    IEEE            -         -         -         -         -       242         -       184
 """
 
 from __future__ import annotations
