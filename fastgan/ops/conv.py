@@ -90,7 +90,8 @@ def conv1d_act(
         activation, negative_slope, pre_activation, pre_negative_slope: as in ``conv2d_act``.
 
     Returns:
-        (n, out_channels, ...) or (out_channels, ...). Dtypes, gradients and errors are those of ``conv2d_act``.
+        (n, out_channels, ...) or (out_channels, ...), contiguous; with its channels innermost where those of the input
+        are, though PyTorch's is contiguous then, too. Dtypes, gradients and errors are those of ``conv2d_act``.
     """
     more, after = (stride, padding, dilation, groups), (activation, negative_slope)
     return _run(_Call(F.conv1d, 1, more, after, (pre_activation, pre_negative_slope)), input, weight, bias)
@@ -195,7 +196,7 @@ def _run(call: _Call, input: Tensor, weight: Tensor, bias: Tensor | None) -> Ten
     if not fits(image, filters, bias, form):
         return call.plain(x, weight, bias)
     y = apply(image, filters, bias, form, *call.after, not traced(image, filters, bias), before)
-    y = y if call.dims == 2 else y.squeeze(2).contiguous()  # as PyTorch returns signals
+    y = y if call.dims == 2 else y.squeeze(2)
     return y if x.dim() == call.dims + 2 else y.squeeze(0)
 
 
