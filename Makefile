@@ -56,6 +56,7 @@ test: lint ## every check that needs no GPU: lint, tests, and the Triton kernels
 
 test-all: export FASTGAN_TEST_ALL := 1
 test-all: SELECT :=
+test-all: PYTEST += -o timeout=1500
 test-all: test ## the same with the full counts
 
 test-gpu: $(READY) ## the tests that need a GPU (INSTALL=0 PYTHON=python3: against the torch that is there)
