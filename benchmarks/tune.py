@@ -262,7 +262,7 @@ def keep(path: Path, setting: Setting, entry: Entry) -> None:
     """Put an entry into the table, whole or not at all, and let this process choose by it."""
     from fastgan.kernels.launch import forget
     from fastgan.kernels.tables import merged, write
-    from fastgan.ops import linear_choice
+    from fastgan.ops import conv_choice, linear_choice
 
     known = entries_of(path, setting)
     try:
@@ -271,6 +271,7 @@ def keep(path: Path, setting: Setting, entry: Entry) -> None:
         raise UserError(f"{path} cannot be written: {error.strerror}; name another place by --out") from error
     forget()
     linear_choice.forget()
+    conv_choice.forget()
 
 
 def closing(rows: Sequence[Row]) -> Iterator[str]:
