@@ -11,7 +11,21 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-FLOORS = ("errors", "kernels", "ops", "nn", "objectives", "models", "data", "presets", "train", "benchmarks", "cli")
+FLOORS = (
+    "errors",
+    "kernels",
+    "ops",
+    "nn",
+    "optim",
+    "objectives",
+    "models",
+    "data",
+    "presets",
+    "evaluate",
+    "train",
+    "benchmarks",
+    "cli",
+)
 NAMES = {"backend": "fastgan.ops.backend", "Trainer": "fastgan.train.trainer"}
 
 __all__ = ["__version__", *FLOORS, *NAMES]
