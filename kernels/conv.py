@@ -70,9 +70,10 @@ def conv_fwd_kernel(
         0.0, None, None, None, in_mean, in_var, in_gamma, in_beta, in_step, in_eps, in_slope, work, ticket,
         "none", IN_ACTIVATION, PRECISION, MAP, UP, EVEN, PACKED, SPLIT, BM, BN, BK, GROUP,
     )  # fmt: skip
-    if SPLIT:  # noqa: SIM102 -- known when compiled, the other not
+    if SPLIT:
         if not whole:
             return
+        ticket += groups * tiles * tl.cdiv(K, BN)
     if bias is not None:
         total += tl.load(bias + k, mask=k < K, other=0.0).to(tl.float32)[None, :]
     out = activate(total, slope, ACTIVATION).to(y.dtype.element_ty)
@@ -80,7 +81,7 @@ def conv_fwd_kernel(
     tl.store(y + at, out, mask=live[:, None] & (k < K)[None, :])
     if mean is not None:
         finish_measured(
-            out.to(tl.float32), live[:, None], count, parts, ticket + groups * tiles * tl.cdiv(K, BN), tile, tiles,
+            out.to(tl.float32), live[:, None], count, parts, ticket, tile, tiles,
             group, groups, across,
             k, k < K, K, mean, var, running_mean, running_var, tracked, momentum, BN, LANES,
         )  # fmt: skip

@@ -77,9 +77,10 @@ def conv_bwd_input_kernel(
         slope, up_mean, lift, tilt, None, None, None, None, 0, 0.0, 0.0, work, ticket,
         ACTIVATION, "none", PRECISION, MAP, UP, EVEN, PACKED, SPLIT, BM, BN, BK, GROUP,
     )  # fmt: skip
-    if SPLIT:  # noqa: SIM102 -- known when compiled, the other not
+    if SPLIT:
         if not whole:
             return
+        ticket += groups * tiles * tl.cdiv(C, BN)
     at = (n * y_n + i.to(tl.int64) * y_h + j.to(tl.int64) * y_w)[:, None] + c.to(tl.int64)[None, :] * y_c
     inside = live[:, None] & (c < C)[None, :]
     if in_mean is not None:
@@ -91,7 +92,7 @@ def conv_bwd_input_kernel(
         tl.store(gx + at, (total * s[None, :]).to(gx.dtype.element_ty), mask=inside)
         if parts is not None:
             finish_summed(
-                total, total * off, parts, ticket + groups * tiles * tl.cdiv(C, BN), tile, tiles, group, groups, across,
+                total, total * off, parts, ticket, tile, tiles, group, groups, across,
                 samples.to(tl.float32) * area, c, c < C, C,
                 in_var, in_gamma, in_step, in_eps, in_lift, in_tilt, ggamma, gbeta, BN, LANES,
             )  # fmt: skip

@@ -29,8 +29,8 @@ import triton.language as tl
 from torch import Tensor
 
 from fastgan.kernels.activation import activate
-from fastgan.kernels.conv_map import GATHER, GEOMETRY, Geometry, placed, within
-from fastgan.kernels.conv_product import conv_target, packed, steps, straight, strides, weight_tile
+from fastgan.kernels.conv_map import GATHER, GEOMETRY, Geometry, placed, placed_of_few, reciprocal, within
+from fastgan.kernels.conv_product import conv_target, packed, row_step, steps, straight, strides, weight_tile
 from fastgan.kernels.launch import Launch, Tickets, Workspace, submit
 from fastgan.kernels.linear import gathered, given
 from fastgan.kernels.norm import Correction, Norm, correction_arguments, formed, norm_arguments, normalised, vectors_of
@@ -63,15 +63,19 @@ def gradient(
     return values
 
 
-@triton.jit(do_not_specialize=["samples", "splits", "trips", *GEOMETRY])
+DIVISORS = ["area_factor", "area_shift", "wide_factor", "wide_shift"]
+MOST_ROWS = 2**31 - 2**10  # of a group, that are counted in 32 bits
+
+
+@triton.jit(do_not_specialize=["samples", "splits", "trips", *DIVISORS, *GEOMETRY])
 def conv_bwd_weight_kernel(
-    gy, saved, x, gw, gb, samples, groups, splits, trips, K, C,
+    gy, saved, x, gw, gb, samples, groups, splits, trips, area_factor, area_shift, wide_factor, wide_shift, K, C,
     e_n, e_h, e_w, e_c, i_n, i_h, i_w, i_c, f_k, f_c, f_r, f_s,
     h_source, h_out, h_kernel, h_stride, h_padding, h_dilation, h_common, h_inverse,
     w_source, w_out, w_kernel, w_stride, w_padding, w_dilation, w_common, w_inverse,
     slope, up_mean, lift, tilt, in_mean, in_var, in_gamma, in_beta, in_step, in_eps, in_slope, work, columns, ticket,
     ACTIVATION: tl.constexpr, IN_ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, TRANSPOSED: tl.constexpr,
-    UP: tl.constexpr, PACKED: tl.constexpr, SPLIT: tl.constexpr,
+    UP: tl.constexpr, PACKED: tl.constexpr, SPLIT: tl.constexpr, FEW: tl.constexpr, DENSE: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """One [BN, BK] tile of gW: channels of the grid, by those of the image at one tap (PACKED: at several)."""
@@ -101,9 +105,19 @@ def conv_bwd_weight_kernel(
     column = tl.zeros([BN], tl.float32)
     for trip in range(begin, end):
         group = trip // trips
-        n, p, q, live, _ = placed(trip % trips, samples, h_out, w_out, BM)
+        area = h_out * w_out
+        if FEW:
+            row, n, p, q, live = placed_of_few(
+                trip - group * trips, samples * area, area, w_out, area_factor, area_shift, wide_factor, wide_shift, BM
+            )
+        else:
+            n, p, q, live, _ = placed(trip - group * trips, samples, h_out, w_out, BM)
         n += tl.cast(group, tl.int64) * samples
-        spot = (n * e_n + p.to(tl.int64) * e_h + q.to(tl.int64) * e_w)[:, None] + k.to(tl.int64)[None, :] * e_c
+        if DENSE:
+            at = (tl.cast(group * samples, tl.int64) * area + row) * e_w  # [BM]
+        else:
+            at = n * e_n + p.to(tl.int64) * e_h + q.to(tl.int64) * e_w
+        spot = at[:, None] + k.to(tl.int64)[None, :] * e_c
         in_e = live[:, None] & (k < K)[None, :]
         at_h, at_w = p * h_stride - h_padding, q * w_stride - w_padding  # [BM]
         if PACKED:
@@ -174,7 +188,8 @@ def bwd_weight_launch(
     tile = config or weight_tile(choose(asked), C)
     groups = max(norm.mean.shape[0] if norm else 1, correction.mean.shape[0] if correction else 1)
     samples = x.shape[0] // groups
-    trips = -(-samples * geometry.positions(GATHER) // tile.depth)
+    area, wide = geometry.positions(GATHER), geometry.w.grid
+    trips, few = -(-samples * area // tile.depth), samples * area < MOST_ROWS
     across = -(-R * S * C // tile.cols) if packed(C) else R * S * -(-C // tile.cols)
     tiles, split = -(-K // tile.rows) * across, tile.split
     grid, image = (x, gy) if transposed else (gy, x)
@@ -191,6 +206,7 @@ def bwd_weight_launch(
         "C": C,
     }
     arguments |= {"samples": samples, "groups": groups, "splits": split, "trips": trips}
+    arguments |= dict(zip(DIVISORS, (*reciprocal(area), *reciprocal(wide)), strict=True))
     arguments |= strides("e", grid) | strides("i", image) | {"f_k": f_k, "f_c": f_c, "f_r": f_r, "f_s": f_s}
     arguments |= geometry.arguments(GATHER) | correction_arguments(correction) | norm_arguments(norm)
     arguments |= {"in_slope": phi[1], "work": Workspace(tiles * split * tile.rows * tile.cols) if split > 1 else None}
@@ -198,6 +214,10 @@ def bwd_weight_launch(
     arguments["ticket"] = Tickets(tiles) if split > 1 else None
     constexprs: dict[str, object] = {"ACTIVATION": activation, "IN_ACTIVATION": phi[0], "PRECISION": target.precision}
     constexprs |= {"TRANSPOSED": transposed, "UP": geometry.h.up, "PACKED": packed(C), "SPLIT": split > 1}
+    step = row_step(grid) if few else None
+    if step is not None:
+        arguments["e_w"] = step
+    constexprs |= {"FEW": few, "DENSE": step is not None}
     constexprs |= {"BN": tile.rows, "BK": tile.cols, "BM": tile.depth, "GROUP": GROUP}
     return Launch(conv_bwd_weight_kernel, arguments, constexprs, tiles * split, tile)
 

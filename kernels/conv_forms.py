@@ -3,15 +3,16 @@
 DCGAN at 64 and 128, WGAN-GP's and SNGAN's networks at 32, and HiFi-GAN's generator. Kernels are not specialised to a
 geometry, so a layer's kernel, stride, dilation and size tell in the strides of its operands at most; what is left is
 which way it leads, channels, layouts, and what stands beside the product. bf16 goes through all of it, TF32, fp16 and
-IEEE fp32 through the first so many, each in every tile that the heuristic may choose for such sizes. Programs share a
-tile of a weight gradient always, of the rest in the cases that say so; there they work alone as well. At batches as
-small as 16 or as large as 1,024 a handful of shared tiles are chosen that are not listed.
+IEEE fp32 through the first so many, each in every tile that the heuristic may choose for such sizes at a batch of 64;
+bf16 and the first in TF32 also in the one that it does choose at batches from 16 to 1,024. Programs share a tile of a
+weight gradient always, of the rest in the cases that say so and where that is chosen; there they work alone as well.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace
+from itertools import product
 from typing import Any
 
 import torch
@@ -79,6 +80,7 @@ _CASES = (
     _Case("tanh", K=3, kernel=3, stride=1, norm="in", below="relu"),
     _Case("none", kernel=3, stride=1, before="relu", split=True),
     *(_Case("none", C=C, K=C, kernel=3, stride=1, signal=True, before="leaky_relu") for C in (32, 64, 256)),
+    _Case("none", kernel=7, stride=1, image=2048, signal=True, before="leaky_relu"),
     *(_Case("none", C=C, K=2 * C, transposed=True, signal=True, before="leaky_relu") for C in (32, 64)),
     _Case("none", transposed=True, kernel=16, stride=8, signal=True, before="leaky_relu", split=True),
     _Case("none", C=80, K=512, kernel=7, stride=1, signal=True, split=True),
@@ -93,6 +95,8 @@ _FORMS = (
     (torch.float16, "tf32", _ALONE[:2]),
     (torch.float32, "ieee", _ALONE[:3]),
 )
+_CHOSEN = ((torch.bfloat16, "bfloat16", _CASES), (torch.float32, "tf32", _CASES[:8]))
+_BATCHES = (16, 64, 128, 1024)
 
 
 def _meta(layout: str, dtype: torch.dtype, *size: int, few: bool = False) -> Tensor:
@@ -134,9 +138,9 @@ def _beside(case: _Case, gx: Tensor, outputs: int) -> tuple[dict[str, Any], dict
     return forward, inward, onto
 
 
-def _launches(case: _Case, dtype: torch.dtype, target: Target) -> Iterator[Launch]:
-    """Yield what is launched for such operands, in each tile that may be chosen."""
-    geometry, batch, how = _geometry(case), 64, (case.activation, 0.2, target)
+def _launches(case: _Case, dtype: torch.dtype, target: Target, batch: int = 64, swept: bool = True) -> Iterator[Launch]:
+    """Yield what is launched for such operands, in each tile that may be chosen, or in the one that is."""
+    geometry, how = _geometry(case), (case.activation, 0.2, target)
     ahead, back = (PHASE, GATHER) if case.transposed else (GATHER, PHASE if case.up == 1 else SPREAD)
     image = _meta(case.x, dtype, batch, case.C, *geometry.out(PHASE), few=packed(case.C))
     grid = _meta(case.x, dtype, batch, case.K, *geometry.out(GATHER), few=packed(case.K))
@@ -148,18 +152,30 @@ def _launches(case: _Case, dtype: torch.dtype, target: Target) -> Iterator[Launc
     saved = y if case.activation != "none" or case.norm in ("out", "both") else None
     forward, inward, onto = _beside(case, gx, y.shape[1])
     asked = fwd_problem(x, w, geometry, ahead, target, forward.get("norm"), forward.get("statistics"))
-    for tile in _tiles(case, asked, candidates_for(asked, x.shape[1])):
+    for tile in _tiles(case, asked, candidates_for(asked, x.shape[1])) if swept else [None]:
         yield fwd_launch(x, w, bias, y, geometry, ahead, *how, **forward, config=tile)
     beside = {name: thing for name, thing in inward.items() if name != "to"}
     raw = gx if "norm" in inward else None
     asked = bwd_input_problem(y, saved, w, geometry, back, target, **beside)
-    for tile in _tiles(case, asked, candidates_for(asked, y.shape[1])):
+    for tile in _tiles(case, asked, candidates_for(asked, y.shape[1])) if swept else [None]:
         yield bwd_input_launch(y, saved, w, gx, raw, geometry, back, *how, **inward, config=tile)
     column = None if case.transposed else bias
     asked = bwd_weight_problem(y, saved, x, gw, geometry, target, **onto)
     tiles = dict.fromkeys(weight_tile(tile, case.C) for tile in candidates(asked))
-    for tile in _tiles(case, asked, tiles, shared=True):
+    for tile in _tiles(case, asked, tiles, shared=True) if swept else [None]:
         yield bwd_weight_launch(y, saved, x, gw, column, geometry, case.transposed, *how, **onto, config=tile)
+
+
+def _asked(arch: int) -> Iterator[tuple[str, _Case, Launch]]:
+    """Yield launches with what they multiply: in each tile that may be chosen, then in the one that is."""
+    for dtype, precision, cases in _FORMS:
+        kind = precision if dtype == torch.float32 else str(dtype).removeprefix("torch.")
+        for case in cases:
+            yield from ((kind, case, launch) for launch in _launches(case, dtype, Target(arch, precision)))
+    for dtype, kind, cases in _CHOSEN:
+        for case, batch in product(cases, _BATCHES):
+            launches = _launches(case, dtype, Target(arch, "tf32"), batch, swept=False)
+            yield from ((kind, case, launch) for launch in launches)
 
 
 def _tiles(case: _Case, asked: Problem, tiles: Iterable[Config], shared: bool = False) -> Iterator[Config]:
@@ -171,12 +187,12 @@ def _tiles(case: _Case, asked: Problem, tiles: Iterable[Config], shared: bool = 
 def variants(arch: int) -> Iterator[Variant]:
     """Yield every compiled form that the dispatcher can choose on compute capability arch / 10, each once."""
     seen = set()
-    for dtype, precision, case in ((dtype, precision, case) for dtype, precision, cases in _FORMS for case in cases):
-        kind = precision if dtype == torch.float32 else str(dtype).removeprefix("torch.")
-        for launch in _launches(case, dtype, Target(arch, precision)):
-            rows = 0 if precision == "ieee" else launch.config.rows
-            variant = launch.variant("conv", f"{kind} {case} {launch.config}", rows)
-            form = repr((variant.kernel, variant.signature, variant.constexprs, variant.divisible, launch.config))
-            if form not in seen:
-                seen.add(form)
-                yield variant
+    for kind, case, launch in _asked(arch):
+        rows = 0 if kind == "ieee" else launch.config.rows
+        variant = launch.variant("conv", f"{kind} {case} {launch.config}", rows)
+        form = repr(
+            (variant.kernel, variant.signature, variant.constexprs, variant.divisible, replace(launch.config, split=1))
+        )
+        if form not in seen:
+            seen.add(form)
+            yield variant

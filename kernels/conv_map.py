@@ -148,6 +148,39 @@ def placed(tile, samples, high, wide, BM: tl.constexpr):
     return n, spot // wide, spot % wide, tl.arange(0, BM) < count, count
 
 
+def reciprocal(divisor: int) -> tuple[int, int]:
+    """Return the factor (its 32 bits as a signed number) and the shift by which ``quotient`` divides by ``divisor``.
+
+    Source: Granlund and Montgomery, 1994, "Division by Invariant Integers using Multiplication", theorem 4.2.
+    """
+    bits = (divisor - 1).bit_length()
+    factor = -(-(1 << (31 + bits)) // divisor)
+    return factor - (factor >> 31 << 32), max(bits - 1, 0)
+
+
+@triton.jit
+def quotient(x, divisor, factor, shift):
+    """x // divisor for an int32 x from 0 on: one multiplication, where a division takes some thirty instructions."""
+    high = tl.umulhi(x.to(tl.uint32), tl.cast(factor, tl.uint32)) >> tl.cast(shift, tl.uint32)
+    return tl.where(divisor == 1, x, high.to(tl.int32))
+
+
+@triton.jit
+def quotient_of_few(x, divisor):
+    """x // divisor for x from 0 to 2^22: by floats, whose two roundings do not reach the half that is added."""
+    return ((x.to(tl.float32) + 0.5) * (1.0 / divisor)).to(tl.int32)
+
+
+@triton.jit
+def placed_of_few(tile, rows, area, wide, area_factor, area_shift, wide_factor, wide_shift, BM: tl.constexpr):
+    """As ``placed`` for a group of less than 2^31 - BM rows in one phase: row (int32), sample, position, if there."""
+    row = tile * BM + tl.arange(0, BM)  # [BM]
+    n = quotient(row, area, area_factor, area_shift)
+    spot = row - n * area
+    p = quotient(spot, wide, wide_factor, wide_shift)
+    return row, n.to(tl.int64), p, spot - p * wide, row < rows
+
+
 @triton.jit
 def within(position, size, UP: tl.constexpr):
     """Whether positions lie in an image of ``size``, scaled up by UP, and where in the image itself that is."""

@@ -11,6 +11,7 @@ image's 3), PACKED, a block takes the channels of several taps, at an address fo
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 import triton
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from fastgan.kernels import cost, tables
 from fastgan.kernels.activation import activate
-from fastgan.kernels.conv_map import GATHER, Geometry, axis_of, placed, tap_of, within
+from fastgan.kernels.conv_map import GATHER, Geometry, axis_of, placed, quotient_of_few, tap_of, within
 from fastgan.kernels.conv_norm import room
 from fastgan.kernels.launch import Tickets, Workspace
 from fastgan.kernels.linear import gathered
@@ -84,13 +85,16 @@ def contraction(
     for trip in range(begin, end):
         if PACKED:
             d = trip * BK + tl.arange(0, BK)  # [BK]
-            tap, c = d // channels, (d % channels).to(tl.int64)
+            tap = quotient_of_few(d, channels)
+            c = (d - tap * channels).to(tl.int64)
             left = tap < taps_h * taps_w
+            down = quotient_of_few(tap, tl.maximum(taps_w, 1))
         else:
             tap, c = trip // blocks, trip % blocks * BK + tl.arange(0, BK)
             left = c < channels
-        far_h, tap_h = tap_of(tap // taps_w, first_h, spacing_h, jump_h, MAP, UP)
-        far_w, tap_w = tap_of(tap % taps_w, first_w, spacing_w, jump_w, MAP, UP)
+            down = tap // taps_w
+        far_h, tap_h = tap_of(down, first_h, spacing_h, jump_h, MAP, UP)
+        far_w, tap_w = tap_of(tap - down * taps_w, first_w, spacing_w, jump_w, MAP, UP)
         at_f = tap_h.to(tl.int64) * f_r + tap_w.to(tl.int64) * f_s
         if PACKED:
             in_h, of_h = within(at_h[:, None] + far_h[None, :], h_source, SCALE)
@@ -175,7 +179,7 @@ class Frame:
         """Return the kernels' arguments but for operands; ``sums`` [channels] of a tile are merged over all tiles."""
         split = self.tile.split
         parts, columns = room(self.groups, self.tiles, self.wide)
-        shared = self.groups * self.tiles * self.wide
+        shared = self.groups * self.tiles * self.wide if split > 1 else 0
         work = Workspace(shared * split * self.tile.rows * self.tile.cols) if split > 1 else None
         return {
             **self.geometry.arguments(self.map),
@@ -203,6 +207,15 @@ def steps(tensor: Tensor) -> tuple[int, ...]:
     """Return the strides of a tensor of four axes; along an axis of one position, where any would do, 0."""
     n, c, h, w = tensor.stride()
     return n if tensor.shape[0] > 1 else 0, c, h if tensor.shape[2] > 1 else 0, w if tensor.shape[3] > 1 else 0
+
+
+def row_step(tensor: Tensor) -> int | None:
+    """Return the one step from each row (n, h, w) of a tensor of four axes to the next, None where it varies."""
+    n, _, h, w = tensor.shape
+    s_n, _, s_h, s_w = tensor.stride()
+    axes = [(size, step) for size, step in ((n, s_n), (h, s_h), (w, s_w)) if size > 1]
+    even = all(outer == size * step for (_, outer), (size, step) in pairwise(axes))
+    return (axes[-1][1] if axes else 0) if even else None
 
 
 def strides(name: str, tensor: Tensor) -> dict[str, int]:

@@ -20,6 +20,7 @@ pytest.importorskip("triton")
 from fastgan.kernels import conv_bwd_input as to_input
 from fastgan.kernels import conv_bwd_weight as to_weight
 from fastgan.kernels.conv_map import GATHER, PHASE, SPREAD, Axis, Geometry
+from fastgan.kernels.launch import forget
 from fastgan.kernels.linear_bwd_input import Below
 from fastgan.kernels.tile import Problem, Target, candidates
 
@@ -264,6 +265,25 @@ def test_the_same_bits_whoever_comes_last(
         renumber(order)
         assert all(torch.equal(*pair) for pair in zip(here.by_kernels(form), expected, strict=True))
         assert not buffer.any()
+
+
+@on_devices
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("name", ["DCGAN's", "4x4 and 1x1", "phases without taps", "a signal"])
+def test_rows_are_found_in_every_way(
+    device: str, name: str, transposed: bool, bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted in 32 bits or in 64, of a grid with one step from row to row or with several: the same bits."""
+    here = bench(device)
+    form = Form(5, 18, 20, NAMED[name], transposed)
+    expected = here.by_kernels(form)[1:]
+    assert all(
+        map(torch.equal, here.by_kernels(replace(form, layouts=("rows", "last", "rows", "last", "last")))[1:], expected)
+    )
+    forget()
+    monkeypatch.setattr(to_weight, "MOST_ROWS", 0)
+    assert all(map(torch.equal, here.by_kernels(form)[1:], expected))
+    forget()
 
 
 @on_devices

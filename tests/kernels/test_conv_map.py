@@ -14,8 +14,23 @@ pytest.importorskip("triton")
 import triton
 import triton.language as tl
 
-from fastgan.kernels.conv_map import GATHER, PHASE, SPREAD, Axis, Geometry, axis_of, placed, tap_of, within
+from fastgan.kernels.conv_map import (
+    GATHER,
+    PHASE,
+    SPREAD,
+    Axis,
+    Geometry,
+    axis_of,
+    placed,
+    placed_of_few,
+    quotient,
+    quotient_of_few,
+    reciprocal,
+    tap_of,
+    within,
+)
 from fastgan.kernels.conv_norm import merged, room, summed
+from fastgan.kernels.conv_product import row_step
 from fastgan.kernels.norm import LANES
 
 DEVICES = [pytest.param("cpu", marks=pytest.mark.interpret), pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -124,6 +139,64 @@ def test_each_row_once(device: str, samples: int, high: int, wide: int) -> None:
     placed_kernel[(tiles,)](out, tiles, samples, high, wide, BM=16)
     assert [row for _, *tile in out.tolist() for row in tile] == [*range(rows), *[-1] * (16 * tiles - rows)]
     assert [count for count, *_ in out.tolist()] == [min(max(rows - 16 * t, 0), 16) for t in range(tiles)]
+
+
+@triton.jit
+def placed_of_few_kernel(out, rows, area, wide, area_factor, area_shift, wide_factor, wide_shift, BM: tl.constexpr):
+    """Row, sample and position of each row of a tile, -1 where there is none."""
+    row, n, p, q, live = placed_of_few(
+        tl.program_id(0), rows, area, wide, area_factor, area_shift, wide_factor, wide_shift, BM
+    )
+    place = (n * area + p * wide + q).to(tl.int32)
+    tl.store(out + row, tl.where(live & (place == row) & (q < wide), row, -1))
+
+
+@on_devices
+@given(samples=st.integers(0, 5), high=st.integers(1, 7), wide=st.integers(1, 7))
+def test_each_row_once_by_multiplication(device: str, samples: int, high: int, wide: int) -> None:
+    rows = samples * high * wide
+    tiles = -(-rows // 16) + 1
+    out = torch.full((tiles * 16,), -2, dtype=torch.int32, device=device)
+    factors = *reciprocal(high * wide), *reciprocal(wide)
+    placed_of_few_kernel[(tiles,)](out, rows, high * wide, wide, *factors, BM=16)
+    assert out.tolist() == [*range(rows), *[-1] * (16 * tiles - rows)]
+
+
+@triton.jit
+def dividing_kernel(x, out, divisor, factor, shift, FEW: tl.constexpr, COUNT: tl.constexpr):
+    at = tl.arange(0, COUNT)
+    value = tl.load(x + at)
+    tl.store(out + at, quotient_of_few(value, divisor) if FEW else quotient(value, divisor, factor, shift))
+
+
+@on_devices
+@pytest.mark.parametrize("few", [True, False])
+@given(
+    divisor=st.one_of(
+        st.integers(1, 300),
+        st.integers(1, 2**22),
+        st.sampled_from([2**k + d for k in range(2, 22) for d in (-1, 0, 1)]),
+    ),
+    data=st.data(),
+)
+def test_division_without_one(device: str, few: bool, divisor: int, data: st.DataObject) -> None:
+    """About multiples of the divisor, where a rounding would tell, up to the largest that it is for."""
+    most = 2**22 - 1 if few else 2**31 - 1
+    near = [min(max(data.draw(st.integers(0, most // divisor)) * divisor + d, 0), most) for d in (-1, 0, 1)]
+    x = torch.tensor([0, *near, most - 1, most, data.draw(st.integers(0, most)), 1], dtype=torch.int32, device=device)
+    out = torch.full_like(x, -1)
+    dividing_kernel[(1,)](x, out, divisor, *reciprocal(divisor), FEW=few, COUNT=8)
+    assert out.tolist() == [value // divisor for value in x.tolist()]
+
+
+def test_the_step_from_row_to_row() -> None:
+    """One for all rows of a tensor whose channels are innermost, or that is a part of its channels; None else."""
+    image = torch.empty(3, 8, 4, 5).to(memory_format=torch.channels_last)
+    assert row_step(image) == 8 and row_step(image[:, :3]) == 8
+    assert row_step(torch.empty(3, 8, 4, 5)) is None
+    assert row_step(image[:, :, :, :4]) is None and row_step(image[:, :, :3]) is None and row_step(image[::2]) is None
+    assert row_step(image[:, :, :1, :1]) == 8 * 20 and row_step(image[:1, :, 1:2, 2:3]) == 0
+    assert row_step(torch.empty(1, 8, 1, 1).expand(3, 8, 4, 5)) == 0
 
 
 @given(axis=axes(1))
