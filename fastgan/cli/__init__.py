@@ -1,4 +1,7 @@
-"""The command line: one file per verb. Exit codes: 0 done, 2 the user's mistake, 3 non-finite, 130 / 143 stopped."""
+"""The command line: one file per verb.
+
+Exit codes: 0 done, 1 a claim of the theory fails, 2 the user's mistake, 3 non-finite, 130 / 143 stopped.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,12 @@ from fastgan.errors import NonFiniteError, UserError, require, unknown
 VERBS = {
     "train": "train a preset or a configuration file; without one, list the presets",
     "sample": "draw new samples from a finished or running training",
+    "theory": "check the theory of GANs by numbers, print each claim and draw it",
     "doctor": "show GPU, driver, libraries, and which backend each op takes here",
     "bench": "run a benchmark suite; without one, list the suites",
 }
 
-PARSED_BY_TYRO = ("train", "sample")  # doctor and bench run where it is missing
+PARSED_BY_TYRO = ("train", "sample", "theory")  # doctor and bench run where it is missing
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,11 +4,16 @@ from fastgan.nn.batch_norm import BatchNorm1dAct, BatchNorm2dAct
 from fastgan.nn.chain import Chain
 from fastgan.nn.concat_linear import ConcatLinearAct
 from fastgan.nn.conv import Conv1dAct, Conv2dAct, ConvTranspose1dAct, ConvTranspose2dAct
+from fastgan.nn.diff_augment import DiffAugment
 from fastgan.nn.linear import LinearAct
+from fastgan.nn.loss import BCELoss, BCEWithLogitsLoss, GANLoss
 from fastgan.nn.maxout import Maxout
+from fastgan.nn.spectral_norm import spectral_norm
 from fastgan.ops.concat_linear import Embedded
 
 __all__ = [
+    "BCELoss",
+    "BCEWithLogitsLoss",
     "BatchNorm1dAct",
     "BatchNorm2dAct",
     "Chain",
@@ -17,7 +22,10 @@ __all__ = [
     "Conv2dAct",
     "ConvTranspose1dAct",
     "ConvTranspose2dAct",
+    "DiffAugment",
     "Embedded",
+    "GANLoss",
     "LinearAct",
     "Maxout",
+    "spectral_norm",
 ]

@@ -2,11 +2,17 @@
 
 from fastgan.ops import chain as chain
 from fastgan.ops.batch_norm_act import batch_norm_act as batch_norm_act
+from fastgan.ops.bce import bce as bce
+from fastgan.ops.bce import bce_with_logits as bce_with_logits
 from fastgan.ops.concat_linear import Embedded as Embedded
 from fastgan.ops.concat_linear import concat_linear_act as concat_linear_act
 from fastgan.ops.conv import conv1d_act as conv1d_act
 from fastgan.ops.conv import conv2d_act as conv2d_act
 from fastgan.ops.conv import conv_transpose1d_act as conv_transpose1d_act
 from fastgan.ops.conv import conv_transpose2d_act as conv_transpose2d_act
+from fastgan.ops.diff_augment import diff_augment as diff_augment
+from fastgan.ops.gan_loss import gan_loss as gan_loss
+from fastgan.ops.interpolate import interpolate as interpolate
 from fastgan.ops.linear import linear_act as linear_act
 from fastgan.ops.maxout import maxout as maxout
+from fastgan.ops.unit_gradient import unit_gradient as unit_gradient

@@ -37,6 +37,27 @@ class Adam:
 
 
 @dataclass(frozen=True)
+class Penalty:
+    """What is added to the discriminator's loss: ``weight`` times a penalty, every n-th update n times as heavy.
+
+    Names and formulas are those of fastgan.objectives; ``r1_r2`` is the sum of both, ``none`` is nothing.
+    """
+
+    name: Literal["none", "gradient_penalty", "zero_centered", "r1", "r2", "r1_r2", "dragan"] = "none"
+    weight: float = 10.0
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        choices = get_args(get_type_hints(Penalty)["name"])
+        if self.name not in choices:
+            raise unknown("penalty", self.name, choices)
+        if self.weight < 0 or self.every < 1:
+            raise UserError(
+                f"a penalty takes a weight of at least 0 and every of at least 1, not {self.weight:g} and {self.every}"
+            )
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything that decides a run. ``updates`` says how the two players share fake batches within a step:
 
@@ -56,6 +77,7 @@ class Config:
     generator: Network = Network()
     discriminator: Network = Network()
     objective: str = "non_saturating"
+    penalty: Penalty = Penalty()
     n_critic: int = 1
     updates: Literal["fresh", "shared", "generator_first"] = "fresh"
     generator_optimizer: Adam = Adam()
@@ -130,8 +152,8 @@ def from_dict(values: Mapping[str, Any], base: Config | None = None) -> Config:
             )
         if hints[key] is Network:
             changes[key] = _network(key, value, getattr(base, key))
-        elif hints[key] is Adam:
-            changes[key] = _adam(key, value, getattr(base, key))
+        elif hints[key] in (Adam, Penalty):
+            changes[key] = _group(key, value, getattr(base, key))
         else:
             changes[key] = coerce(key, value, hints[key])
     return replace(base, **changes)
@@ -179,10 +201,14 @@ def _network(key: str, value: Any, base: Network) -> Network:
     return Network(name, {**kept, **{option: given for option, given in value.items() if option != "name"}})
 
 
-def _adam(key: str, value: Any, base: Adam) -> Adam:
+def _group(key: str, value: Any, base: Any) -> Any:
+    """Lay values over an optimiser or a penalty, whose name alone says enough of the latter."""
+    if isinstance(value, str) and isinstance(base, Penalty):
+        value = {"name": value}
+    what, example = ("a penalty", "name=r1") if isinstance(base, Penalty) else ("an optimiser", "lr=1e-4")
     if not isinstance(value, Mapping):
-        raise UserError(f"{key} is an optimiser: give its keys, such as {key}.lr=1e-4, not {reprlib.repr(value)}")
-    hints = get_type_hints(Adam)
+        raise UserError(f"{key} is {what}: give its keys, such as {key}.{example}, not {reprlib.repr(value)}")
+    hints = get_type_hints(type(base))
     for name in value:
         if name not in hints:
             raise unknown(f"key of {key}", name, hints)

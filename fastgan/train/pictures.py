@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,27 +68,40 @@ def save_samples(samples: Tensor, path: Path, *, real: Tensor | None = None, tit
 
 
 def save_curves(rows: Sequence[Row], path: Path) -> None:
-    """Draw losses and mean scores D(x), D(G(z)) against the step, with the values they have at equilibrium."""
-    figure, (losses, scores) = _figure(1, 2, (11, 4))
-    steps = [row["step"] for row in rows]
-    for axis, names, ideal, label in (
-        (losses, ("loss_d", "loss_g"), (2 * math.log(2), math.log(2)), ("loss of D", "loss of G")),
-        (scores, ("d_real", "d_fake"), (0.5,), ("D(x), real", "D(G(z)), fake")),
-    ):
-        for name, text, color in zip(names, label, ("tab:blue", "tab:orange"), strict=True):
-            values = [math.nan if (value := row[name]) is None else value for row in rows]
-            axis.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
-            alone = "o" if len(rows) == 1 else None  # a line through one point shows nothing
-            axis.plot(steps, _smooth(values), color=color, label=text, linewidth=1.6, marker=alone)
-        for level in ideal:
-            axis.axhline(level, color="0.6", linewidth=0.8, linestyle="--")
-        axis.set_xlabel("step")
-        axis.legend(loc="best", frameon=False)
-        axis.spines[["top", "right"]].set_visible(False)
-    losses.set_title("losses (dashed: 2 log 2 and log 2, where D = 1/2)", fontsize=10)
-    scores.set_title("mean scores (dashed: 1/2)", fontsize=10)
-    scores.set_ylim(0, 1)
+    """Draw losses, and mean scores D(x), D(G(z)) or what a critic estimates, with their values at equilibrium."""
+    figure, (losses, beside) = _figure(1, 2, (11, 4))
+    scores = any(row.get("d_real") is not None for row in rows)
+    _curves(losses, rows, {"loss_d": "loss of D", "loss_g": "loss of G"})
+    if scores:
+        _curves(beside, rows, {"d_real": "D(x), real", "d_fake": "D(G(z)), fake"}, (0.5,))
+        for level in (2 * math.log(2), math.log(2)):
+            losses.axhline(level, color="0.6", linewidth=0.8, linestyle="--")
+        losses.set_title("losses (dashed: 2 log 2 and log 2, where D = 1/2)", fontsize=10)
+        beside.set_title("mean scores (dashed: 1/2)", fontsize=10)
+        beside.set_ylim(0, 1)
+    else:
+        _curves(beside, rows, {"wasserstein": "mean D(x) - mean D(G(z))", "penalty": "penalty"}, (0.0,))
+        losses.set_title("losses", fontsize=10)
+        beside.set_title("the critic's estimate of the distance (dashed: 0)", fontsize=10)
     _save_figure(figure, path)
+
+
+def _curves(axis: Any, rows: Sequence[Row], lines: Mapping[str, str], levels: Sequence[float] = ()) -> None:
+    """Draw columns of the metrics against the step, where they have values; ``levels`` are dashed."""
+    steps = [row["step"] for row in rows]
+    for (name, text), color in zip(lines.items(), ("tab:blue", "tab:orange"), strict=True):
+        values = [math.nan if (value := row.get(name)) is None else value for row in rows]
+        if not any(map(math.isfinite, values)):
+            continue
+        axis.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
+        alone = "o" if len(rows) == 1 else None  # a line through one point shows nothing
+        axis.plot(steps, _smooth(values), color=color, label=text, linewidth=1.6, marker=alone)
+    for level in levels:
+        axis.axhline(level, color="0.6", linewidth=0.8, linestyle="--")
+    axis.set_xlabel("step")
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(loc="best", frameon=False)
+    axis.spines[["top", "right"]].set_visible(False)
 
 
 def _picture(array: Tensor) -> Image:

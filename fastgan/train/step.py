@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from fastgan.objectives import Objective
 from fastgan.train.metrics import Meter
+from fastgan.train.penalties import Weighted
 
 
 @dataclass
@@ -41,36 +42,42 @@ class Step:
         updates: str = "fresh",
         n_critic: int = 1,
         bf16: bool = False,
+        penalty: Weighted | None = None,
     ) -> None:
         self.players, self.objective, self.meter = players, objective, meter
         self.draw_real, self.draw_z = draw_real, draw_z
-        self.n_critic, self.bf16 = n_critic, bf16
+        self.n_critic, self.bf16, self.penalty = n_critic, bf16, penalty
+        self._update = 0  # of the discriminator, counted over the whole run: lazy penalties go by it
         self._iterate = {"fresh": self._fresh, "shared": self._shared, "generator_first": self._generator_first}[
             updates
         ]
         self._critic = [parameter for parameter in players.discriminator.parameters() if parameter.requires_grad]
 
-    def __call__(self) -> None:
-        """Perform one iteration."""
+    def __call__(self, done: int = 0) -> None:
+        """Perform one iteration, after so many that are ``done``."""
+        self._update = done * self.n_critic
         self._iterate()
 
     def _fresh(self) -> None:
         for _ in range(self.n_critic):
             with torch.no_grad():
                 fake = self.generate(self.draw_z())
-            self._update_discriminator(fake)
-        self._update_generator(self.generate(self.draw_z()))
+            real = self.draw_real()
+            self._update_discriminator(real, fake)
+        self._update_generator(real, self.generate(self.draw_z()))
 
     def _shared(self) -> None:
         for _ in range(self.n_critic):
             fake = self.generate(self.draw_z())
-            self._update_discriminator(fake.detach())
-        self._update_generator(fake)
+            real = self.draw_real()
+            self._update_discriminator(real, fake.detach())
+        self._update_generator(real, fake)
 
     def _generator_first(self) -> None:
         fake = self.generate(self.draw_z())
-        self._update_generator(fake)
-        self._update_discriminator(fake.detach())
+        real = self.draw_real()
+        self._update_generator(real, fake)
+        self._update_discriminator(real, fake.detach())
 
     def generate(self, z: Tensor) -> Tensor:
         """Samples of the latents ``z``, in the run's precision."""
@@ -84,22 +91,34 @@ class Step:
             logits: Tensor = self.players.discriminator(samples)
         return logits.float()
 
-    def _update_discriminator(self, fake: Tensor) -> None:
+    def _update_discriminator(self, real: Tensor, fake: Tensor) -> None:
         optimizer = self.players.discriminator_optimizer
         optimizer.zero_grad(set_to_none=True)
-        real_logits, fake_logits = self.judge(self.draw_real()), self.judge(fake)
+        real_logits, fake_logits = self.judge(real), self.judge(fake)
         loss = self.objective.discriminator(real_logits, fake_logits)
-        loss.backward()
+        added = self.penalty(self._update, self.judge, real, fake) if self.penalty else None
+        total = loss if added is None else loss + added[0]
+        total.backward()
         optimizer.step()
-        self.meter.add(
-            loss_d=loss, d_real=real_logits.detach().sigmoid().mean(), d_fake=fake_logits.detach().sigmoid().mean()
-        )
+        self._update += 1
+        self.meter.add(loss_d=loss, **self._scores(real_logits.detach(), fake_logits.detach()))
+        if added is not None:
+            self.meter.add(penalty=added[1])
 
-    def _update_generator(self, fake: Tensor) -> None:
+    def _scores(self, real_logits: Tensor, fake_logits: Tensor) -> dict[str, Tensor]:
+        """How both batches are judged; a critic's logits are no log odds: their distance is what counts."""
+        if self.objective.name == "wasserstein":
+            return {"wasserstein": real_logits.mean() - fake_logits.mean()}
+        return {"d_real": real_logits.sigmoid().mean(), "d_fake": fake_logits.sigmoid().mean()}
+
+    def _update_generator(self, real: Tensor, fake: Tensor) -> None:
         optimizer = self.players.generator_optimizer
         optimizer.zero_grad(set_to_none=True)
         with self._frozen_discriminator():  # no gradient is formed for weights that this update does not move
-            loss = self.objective.generator(self.judge(fake))
+            if self.objective.needs_real:
+                loss = self.objective.generator(self.judge(fake), self.judge(real))
+            else:
+                loss = self.objective.generator(self.judge(fake))
             loss.backward()
         optimizer.step()
         self.meter.add(loss_g=loss)

@@ -21,6 +21,7 @@ from fastgan.presets import Config, from_dict, nested, preset
 from fastgan.train import build, checkpoint, pictures, state
 from fastgan.train.generate import samples
 from fastgan.train.metrics import Meter, MetricsFile, Row, finite
+from fastgan.train.penalties import weighted
 from fastgan.train.probe import fit_together
 from fastgan.train.sampler import Latents, RealBatches
 from fastgan.train.signals import Interrupts
@@ -29,6 +30,8 @@ from fastgan.train.stream import Stream
 
 if TYPE_CHECKING:
     from tqdm import tqdm
+
+SHOWN = ("loss_d", "loss_g", "d_real", "d_fake", "wasserstein", "penalty")  # beside the progress bar
 
 
 class Trainer:
@@ -107,6 +110,7 @@ class Trainer:
             updates=config.updates,
             n_critic=config.n_critic,
             bf16=build.bf16(config, self.device),
+            penalty=weighted(config.penalty),
         )
         fit_together(
             self._iterate, torch.zeros(config.batch_size, config.z_dim, device=self.device), self.data.sample_shape
@@ -193,7 +197,7 @@ class Trainer:
         config = self.config
         started, seconds, images = time.perf_counter(), self.seconds, self.images
         while self.step < total and not interrupts.exit_code:
-            self._iterate()
+            self._iterate(self.step)
             self.step += 1
             self.images += config.n_critic * config.batch_size
             elapsed = time.perf_counter() - started
@@ -230,7 +234,7 @@ class Trainer:
                 f"a loss is not finite at step {self.step} (loss_d {row['loss_d']}, loss_g {row['loss_g']}):"
                 " training stopped; lower the learning rate, or resume from the last checkpoint"
             )
-        shown = {name: f"{row[name]:.3f}" for name in ("loss_d", "loss_g", "d_real", "d_fake") if row[name] is not None}
+        shown = {name: f"{row[name]:.3f}" for name in SHOWN if row[name] is not None}
         bar.set_postfix({"img/s": f"{rate:.0f}", **shown}, refresh=False)
 
     def _refuse_non_finite(self) -> None:

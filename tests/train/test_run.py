@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 import pytest
 
 from fastgan.errors import UserError
-from fastgan.presets import Adam, Config, Network, preset
+from fastgan.presets import Adam, Config, Network, Penalty, preset
 from fastgan.train import run
 
 FREE = {
@@ -25,6 +25,7 @@ BOUND = {
     "generator": Network("mlp", {"hidden": [7]}),
     "discriminator": Network("dcgan"),
     "objective": "minimax",
+    "penalty": Penalty("r1"),
     "n_critic": 7,
     "updates": "shared",
     "generator_optimizer": Adam(lr=7.0),

@@ -1,0 +1,272 @@
+"""Penalties on a critic: of its gradient at samples, and of how far its logits are from where they were.
+
+All are pure functions of a critic and samples (LeCam: of logits), formed in float32 (float64 stays), differentiable in
+the critic's weights, and read nothing back to the host: a CUDA graph can hold them. Each returns the plain value; the
+weight in front of it is the caller's. A critic is a callable ``critic(samples, *args) -> logits`` with samples along
+dimension 0 of both, ``args`` being what else it takes (labels); where a sample has several logits (patches), they are
+summed. It must be eager: torch.compile gives no second derivatives. A critic that mixes samples, as BatchNorm does in
+training, makes each gradient that of the whole batch's logits; these penalties were made for critics that do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fastgan.errors import UserError
+from fastgan.ops.interpolate import interpolate
+
+Critic = Callable[..., Tensor]
+NOISE = 0.5  # of the standard deviation of a batch, DRAGAN's
+
+
+class Penalty(NamedTuple):
+    """A penalty on the gradient of a critic: its value, and what to watch beside it. Both float32 scalars."""
+
+    value: Tensor  # differentiable in the critic's weights
+    norm: Tensor  # mean of ||grad D|| over the samples where it was taken, detached
+
+
+def gradient_penalty(
+    critic: Critic,
+    real: Tensor,
+    fake: Tensor,
+    *args: object,
+    center: float = 1.0,
+    one_sided: bool = False,
+    rng: Tensor | None = None,
+) -> Penalty:
+    """E[(||grad D(x)|| - center)^2] at random points x between real and fake samples: WGAN-GP.
+
+    Source: Gulrajani et al. 2017, "Improved Training of Wasserstein GANs", eq. 3 (there times 10). ``one_sided``
+    counts only gradients that are too long, E[max(0, ||grad D(x)|| - center)^2]: WGAN-LP, Petzka et al. 2018.
+    Where a gradient is 0 its norm has none: 0 is taken, not NaN.
+
+    Args:
+        critic: samples, *args -> logits. With labels in ``args``, real and fake are samples of the same ones.
+        real, fake: (n, ...), of one shape. Neither receives a gradient.
+        args: what else the critic takes.
+        center: the norm to be at.
+        one_sided: shorter gradients are free.
+        rng: int64 (2) on the device, seed and offset of where x lies; None: drawn by PyTorch's generator.
+
+    Raises:
+        UserError: for batches of different shapes, which cannot be paired: draw as many fake samples as real ones; and
+            for a critic that is compiled, or whose logits do not depend on the samples.
+    """
+    norms = _norms(_gradient(critic, _between(real, fake, rng), *args))
+    excess = norms - center
+    return Penalty((excess.relu() if one_sided else excess).square().mean(), norms.detach().mean())
+
+
+def zero_centered(critic: Critic, real: Tensor, fake: Tensor, *args: object, rng: Tensor | None = None) -> Penalty:
+    """E[||grad D(x)||^2] at random points x between real and fake samples: 0-GP.
+
+    Source: Thanh-Tung, Tran and Venkatesh 2019, "Improving Generalization and Stability of Generative Adversarial
+    Networks". Arguments and errors as :func:`gradient_penalty`.
+    """
+    return _squared(_gradient(critic, _between(real, fake, rng), *args))
+
+
+def r1(critic: Critic, real: Tensor, *args: object) -> Penalty:
+    """E[||grad D(x)||^2] / 2 at real samples: R1. Times the paper's gamma it is the paper's penalty.
+
+    Source: Mescheder, Geiger and Nowozin 2018, "Which Training Methods for GANs do actually Converge?", eq. 9:
+    gamma / 2 E[||grad D||^2]. Where logits of the real samples are there already, :func:`r1_from` spares a pass.
+
+    Args:
+        critic: samples, *args -> logits.
+        real: (n, ...). It receives no gradient.
+        args: what else the critic takes.
+
+    Raises:
+        UserError: for a critic that is compiled, or whose logits do not depend on the samples.
+    """
+    return _half(_gradient(critic, real.detach(), *args))
+
+
+def r2(critic: Critic, fake: Tensor, *args: object) -> Penalty:
+    """E[||grad D(x)||^2] / 2 at generated samples, with respect to the critic alone: R2 (Mescheder et al. 2018).
+
+    Source, arguments and errors as :func:`r1`.
+    """
+    return r1(critic, fake, *args)
+
+
+def r1_from(logits: Tensor, samples: Tensor) -> Penalty:
+    """Return R1 (of generated samples: R2) from logits that the critic has given already.
+
+    Real and generated samples may have gone through in one batch::
+
+        real.requires_grad_()
+        real_logits, fake_logits = critic(torch.cat([real, fake])).chunk(2)
+        loss = discriminator_loss("non_saturating", real_logits, fake_logits)
+        loss = loss + gamma * r1_from(real_logits, real).value
+
+    Args:
+        logits: (n, ...), the critic's.
+        samples: (n, ...), which required a gradient when they went into the critic.
+
+    Raises:
+        UserError: for samples that did not, a compiled critic, and logits that do not depend on the samples.
+    """
+    if not samples.requires_grad:
+        raise UserError("r1_from needs samples that require a gradient: samples.requires_grad_() before the critic")
+    return _half(_differentiate(logits, samples))
+
+
+def dragan(critic: Critic, real: Tensor, *args: object, center: float = 1.0) -> Penalty:
+    """E[(||grad D(x + d)|| - center)^2] around real samples, d normal with half the batch's deviation: DRAGAN.
+
+    Source: Kodali et al. 2017, "On Convergence and Stability of GANs", algorithm 1, with c = (std / 2)^2 as the
+    authors' code has it; the deviation is that of all elements of the batch. The noise is PyTorch's generator's.
+
+    Args:
+        critic: samples, *args -> logits.
+        real: (n, ...). It receives no gradient.
+        args: what else the critic takes.
+        center: the norm to be at, the paper's k.
+
+    Raises:
+        UserError: for a critic that is compiled, or whose logits do not depend on the samples.
+    """
+    with torch.no_grad():
+        around = torch.addcmul(real, torch.randn_like(real), real.std(correction=0), value=NOISE)
+    norms = _norms(_gradient(critic, around, *args))
+    return Penalty((norms - center).square().mean(), norms.detach().mean())
+
+
+class Anchors(nn.Module):
+    """Moving averages of a critic's logits on real and on generated samples, for :func:`lecam`.
+
+    Buffers ``real`` and ``fake`` (running sums) and ``weight`` (what the sums weigh: the averages start without bias)
+    are float32 scalars on the device and belong into a checkpoint.
+
+    Args:
+        decay: of the averages, for each batch.
+    """
+
+    real: Tensor
+    fake: Tensor
+    weight: Tensor
+
+    def __init__(self, decay: float = 0.99, device: torch.device | str | None = None) -> None:
+        super().__init__()
+        if not 0 <= decay < 1:
+            raise UserError(f"decay {decay}: it has to be at least 0 and below 1")
+        self.decay = decay
+        for name in ("real", "fake", "weight"):
+            self.register_buffer(name, torch.zeros((), device=device))
+
+    def update(self, real_logits: Tensor, fake_logits: Tensor) -> None:
+        """Move the averages by those of a batch."""
+        with torch.no_grad():
+            means = [_full(real_logits).mean(), _full(fake_logits).mean(), torch.ones_like(self.weight)]
+            torch._foreach_lerp_([self.real, self.fake, self.weight], [m.float() for m in means], 1 - self.decay)
+
+    def means(self) -> tuple[Tensor, Tensor]:
+        """Return the averages on real and on generated samples; NaN before the first update."""
+        return self.real / self.weight, self.fake / self.weight
+
+
+def lecam(real_logits: Tensor, fake_logits: Tensor, anchors: Anchors) -> Tensor:
+    """E[(D(real) - a_fake)^2] + E[(D(fake) - a_real)^2], a being moving averages of D: a float32 scalar.
+
+    Source: Tseng et al. 2021, "Regularizing Generative Adversarial Networks under Limited Data", section 3: each side
+    is drawn to where the other one was. Moves the anchors first where they are in training mode. Differentiable in the
+    logits as often as asked; the anchors are constants.
+
+    Args:
+        real_logits, fake_logits: any shapes.
+        anchors: the averages, on the logits' device.
+    """
+    if anchors.training:
+        anchors.update(real_logits, fake_logits)
+    a_real, a_fake = anchors.means()
+    return (_full(real_logits) - a_fake).square().mean() + (_full(fake_logits) - a_real).square().mean()
+
+
+def _between(real: Tensor, fake: Tensor, rng: Tensor | None) -> Tensor:
+    """Return a random point between each real sample and its fake one."""
+    if real.shape != fake.shape:
+        shapes = f"{tuple(real.shape)} and {tuple(fake.shape)}"
+        raise UserError(f"real and fake samples are paired, so they have one shape, not {shapes}: draw as many of each")
+    return interpolate(real.detach(), fake.detach(), rng)
+
+
+def _gradient(critic: Critic, samples: Tensor, *args: object) -> Tensor:
+    """Return the gradient of the critic's logits at detached samples."""
+    if not samples.is_floating_point():
+        kind = str(samples.dtype).removeprefix("torch.")
+        raise UserError(f"a critic's gradient is taken at samples in floating point, not {kind}: scale them first")
+    with torch.enable_grad():
+        samples = samples.requires_grad_()
+        logits = critic(samples, *args)
+    return _differentiate(logits, samples)
+
+
+def _differentiate(logits: Tensor, samples: Tensor) -> Tensor:
+    """Return the gradient of the sum of the logits, with a graph of its own where one is being recorded."""
+    gradient, recorded = None, torch.is_grad_enabled()
+    if logits.requires_grad:
+        ones = torch.ones_like(logits)
+        (gradient,) = torch.autograd.grad(logits, samples, ones, create_graph=recorded, allow_unused=True)
+    if gradient is None:
+        raise UserError("the critic's logits do not depend on its samples: it may detach them, or run under no_grad")
+    if recorded and _compiled(gradient, logits):
+        raise UserError("the critic is compiled, and torch.compile gives no second derivatives: keep the critic eager")
+    return _full(gradient)
+
+
+def _compiled(gradient: Tensor, logits: Tensor) -> bool:
+    """Whether torch.compile made what stands between samples and logits: the derivative of that has none of its own."""
+    if not _leads_to(logits, "CompiledFunctionBackward"):
+        return False
+    return gradient.grad_fn is None or _leads_to(gradient, "CompiledFunctionBackwardBackward")
+
+
+def _leads_to(tensor: Tensor, name: str) -> bool:
+    """Whether the graph behind a tensor has a node of that name."""
+    found = [tensor.grad_fn]
+    seen = set(found)
+    while found:
+        node = found.pop()
+        if node is None:
+            continue
+        if node.name() == name:
+            return True
+        for later, _ in node.next_functions:
+            if later not in seen:
+                seen.add(later)
+                found.append(later)
+    return False
+
+
+def _full(tensor: Tensor) -> Tensor:
+    """Return the tensor in float32, or in float64 if it is."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def _norms(gradient: Tensor) -> Tensor:
+    """Return the norm of each sample's gradient (n,); its own gradient is 0 where it is 0."""
+    dims = tuple(range(1, gradient.dim()))
+    return torch.linalg.vector_norm(gradient, dim=dims) if dims else gradient.abs()
+
+
+def _squares(gradient: Tensor) -> Tensor:
+    """Return the squared norm of each sample's gradient (n,)."""
+    squares = gradient.square()
+    return squares.sum(tuple(range(1, gradient.dim()))) if gradient.dim() > 1 else squares
+
+
+def _squared(gradient: Tensor) -> Penalty:
+    squares = _squares(gradient)
+    return Penalty(squares.mean(), squares.detach().sqrt().mean())
+
+
+def _half(gradient: Tensor) -> Penalty:
+    value, norm = _squared(gradient)
+    return Penalty(value / 2, norm)

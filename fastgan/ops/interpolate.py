@@ -1,0 +1,124 @@
+"""interpolate: a random point between each real sample and its fake one, drawn on the device, in one launch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from fastgan.errors import UserError
+from fastgan.ops import dropout
+from fastgan.ops.backend import by_reference, register
+from fastgan.ops.registration import traced, transformed
+
+OP = register("interpolate")
+KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+LAYOUTS = (torch.contiguous_format, torch.channels_last, torch.channels_last_3d)
+DIMENSIONS = {torch.channels_last: 4, torch.channels_last_3d: 5}
+
+
+def interpolate(real: Tensor, fake: Tensor, rng: Tensor | None = None) -> Tensor:
+    """Return alpha * real + (1 - alpha) * fake, alpha uniform in [0, 1) and one for each sample.
+
+    Gulrajani et al. 2017, "Improved Training of Wasserstein GANs", algorithm 1. One launch that draws alpha too.
+
+    Args:
+        real, fake: (n, ...), of one shape and by any strides; bf16, fp16 or fp32, or float64 by plain PyTorch.
+        rng: int64 (2) on the device, a seed and an offset that fix alpha, the same on every device and for every
+            layout. None: drawn by PyTorch's generator; where the kernel does not run, alpha itself is.
+
+    Returns:
+        (n, ...), in the wider of the two dtypes and in the layout of ``real`` (channels_last stays), formed in fp32 by
+        the kernel. Gradient order: any, with respect to real and fake.
+
+    Raises:
+        UserError: for shapes that differ, no batch dimension, integers, and an ``rng`` that is none.
+    """
+    if real.shape != fake.shape or not real.dim():
+        raise UserError(f"samples to interpolate have one shape (n, ...), not {_shape(real)} and {_shape(fake)}")
+    if not (real.is_floating_point() and fake.is_floating_point()):
+        raise UserError(f"samples to interpolate are floating point, not {real.dtype} and {fake.dtype}: scale them")
+    rng = rng if rng is None else dropout.usable(rng, real.device)
+    if by_reference(OP, real) or not _fits(real, fake) or traced(real, fake, rng) or transformed():
+        return _mix(real, fake, _alpha(real, rng))
+    rng = dropout.draw(real.device) if rng is None else rng
+    if torch.is_grad_enabled() and (real.requires_grad or fake.requires_grad):
+        mixed: Tensor = _Interpolate.apply(real, fake, rng)
+        return mixed
+    return _launch(real, fake, rng)
+
+
+def uniform(rng: Tensor, count: int) -> Tensor:
+    """Return ``count`` float32 numbers from 0 to 1, 1 excluded: the upper 24 bits of Philox's words, in their order."""
+    fours = torch.arange(-(-count // 4), device=rng.device)
+    return (dropout.words(rng, fours).flatten()[:count] >> 8).float() * 2**-24
+
+
+def _shape(tensor: Tensor) -> tuple[int, ...]:
+    return tuple(tensor.shape)
+
+
+def _fits(real: Tensor, fake: Tensor) -> bool:
+    """Whether the kernel takes these operands."""
+    return (
+        fake.device == real.device
+        and real.layout == fake.layout == torch.strided
+        and real.dtype in KERNEL_DTYPES
+        and fake.dtype in KERNEL_DTYPES
+    )
+
+
+def _alpha(real: Tensor, rng: Tensor | None) -> Tensor:
+    """Return alpha in float32, (n, 1, ...)."""
+    alpha = torch.rand(len(real), device=real.device) if rng is None else uniform(rng, len(real))
+    return alpha.view(-1, *[1] * (real.dim() - 1))
+
+
+def _mix(real: Tensor, fake: Tensor, alpha: Tensor) -> Tensor:
+    """Return alpha * real + (1 - alpha) * fake by plain PyTorch, rounded once."""
+    return (alpha * real + (1 - alpha) * fake).to(torch.promote_types(real.dtype, fake.dtype))
+
+
+def _launch(real: Tensor, fake: Tensor, rng: Tensor) -> Tensor:
+    """Run the kernel on what the two are in memory: rows of elements that follow each other."""
+    from fastgan.kernels import interpolate as kernels
+
+    layout = next((form for form in LAYOUTS if _lies(real[:1], form)), torch.contiguous_format)
+    mixed = kernels.interpolate(_rows(real, layout), _rows(fake, layout), rng)
+    if layout == torch.contiguous_format:
+        return mixed.view(real.shape)
+    return mixed.as_strided(real.shape, torch.empty(real.shape, device="meta", memory_format=layout).stride())
+
+
+def _lies(samples: Tensor, form: torch.memory_format) -> bool:
+    """Whether samples are dense in that layout."""
+    return samples.dim() == DIMENSIONS.get(form, samples.dim()) and samples.is_contiguous(memory_format=form)
+
+
+def _rows(samples: Tensor, form: torch.memory_format) -> Tensor:
+    """Return (n, elements of a sample) as they lie in memory in that layout, copied where they lie otherwise."""
+    if not _lies(samples[:1], form):
+        samples = samples.contiguous(memory_format=form)
+    return samples.as_strided((len(samples), samples[:1].numel()), (samples.stride(0), 1))
+
+
+class _Interpolate(Function):
+    """The kernel with its gradient, which is linear: alpha and 1 - alpha of what comes, by plain PyTorch."""
+
+    @staticmethod
+    def forward(ctx: Any, real: Tensor, fake: Tensor, rng: Tensor) -> Tensor:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(rng)
+        ctx.dtypes = real.dtype, fake.dtype
+        return _launch(real, fake, rng)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, Tensor | None, None]:
+        if grad is None:
+            return None, None, None
+        alpha, (real, fake) = _alpha(grad, ctx.saved_tensors[0]), ctx.dtypes
+        to_real, to_fake, _ = ctx.needs_input_grad
+        for_real = (alpha * grad).to(real) if to_real else None
+        return for_real, ((1 - alpha) * grad).to(fake) if to_fake else None, None

@@ -1,0 +1,23 @@
+"""Gradient descent with momentum, Nesterov's too (Sutskever et al., 2013)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from fastgan.ops.optimizer_step import Number, Rule
+from fastgan.optim.one_launch import OneLaunch
+
+
+class SGD(OneLaunch, torch.optim.SGD):
+    """torch.optim.SGD in one launch, with averages, clipping, guard and shadow: see :class:`OneLaunch`."""
+
+    STATES = ("momentum_buffer", "", "")
+
+    def _rule(self, group: Mapping[str, Any]) -> Rule | None:
+        return Rule("sgd", momentum=group["momentum"] != 0, nesterov=bool(group["nesterov"]))
+
+    def _numbers(self, group: Mapping[str, Any]) -> tuple[Number, ...]:
+        return (group["lr"], group["weight_decay"], 0.0, 0.0, 0.0, group["momentum"], group["dampening"])

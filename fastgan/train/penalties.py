@@ -1,0 +1,51 @@
+"""The penalty that a configuration names, as the step adds it to the discriminator's loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fastgan import objectives
+from fastgan.objectives import Lazy
+from fastgan.presets import Penalty
+
+
+def _r1_r2(critic: Callable[..., Tensor], real: Tensor, fake: Tensor) -> objectives.Penalty:
+    one, two = objectives.r1(critic, real), objectives.r2(critic, fake)
+    return objectives.Penalty(one.value + two.value, (one.norm + two.norm) / 2)
+
+
+PENALTIES: dict[str, Callable[..., objectives.Penalty]] = {
+    "gradient_penalty": objectives.gradient_penalty,
+    "zero_centered": objectives.zero_centered,
+    "r1": lambda critic, real, fake: objectives.r1(critic, real),
+    "r2": lambda critic, real, fake: objectives.r2(critic, fake),
+    "r1_r2": _r1_r2,
+    "dragan": lambda critic, real, fake: objectives.dragan(critic, real),
+}
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """A penalty with its weight: what is added to the loss at an update, and what is shown of it."""
+
+    lazy: Lazy
+    weight: float
+
+    def __call__(
+        self, update: int, critic: Callable[..., Tensor], real: Tensor, fake: Tensor
+    ) -> tuple[Tensor, Tensor] | None:
+        """Return the addend and the bare value at the ``update``-th update of the discriminator; None where not due."""
+        if not self.lazy.due(update):
+            return None
+        value = self.lazy.penalty(critic, real, fake).value
+        return value * (self.weight * self.lazy.every), value.detach()
+
+
+def weighted(options: Penalty) -> Weighted | None:
+    """Return the penalty that a configuration asks for, None for ``none`` and for a weight of 0."""
+    if options.name == "none" or not options.weight:
+        return None
+    return Weighted(Lazy(PENALTIES[options.name], options.every), options.weight)
