@@ -70,7 +70,7 @@ def test_a_lazy_penalty_is_due_by_the_count_of_updates():
 @pytest.mark.parametrize(
     "given, message",
     [
-        ({"name": "r3"}, "did you mean 'r1'"),
+        ({"name": "r3"}, "did you mean 'r2'"),
         ("gradient_penlty", "did you mean 'gradient_penalty'"),
         ({"weigth": 3}, "did you mean 'weight'"),
         ({"weight": -1}, "at least 0"),
