@@ -213,8 +213,7 @@ def test_the_generators_update_forms_no_gradient_of_the_discriminator():
     run = trainer()
     run.fit(1, progress=False)
     kept = [parameter.grad.clone() for parameter in run.discriminator.parameters()]
-    step = run._iterate
-    step._update_generator(step.draw_real(), step.generate(step.draw_z()))
+    run._iterate._update_generator(run._iterate.draw_real(), run._iterate.generate(run._latents.draw(20)))
     assert all(torch.equal(old, p.grad) for old, p in zip(kept, run.discriminator.parameters(), strict=True))
     assert all(parameter.requires_grad for parameter in run.discriminator.parameters())
 
