@@ -39,6 +39,8 @@ class DCGANGenerator(nn.Module):
 class DCGANDiscriminator(nn.Module):
     """Images ``(n, channels, size, size)`` -> logits ``(n,)``: G mirrored, LeakyReLU, no norm on the first layer."""
 
+    composes = True  # its forward mixes no samples; its norms do
+
     def __init__(
         self,
         sample_shape: Sequence[int],
@@ -61,9 +63,9 @@ class DCGANDiscriminator(nn.Module):
         layers.append(nn.Conv2d(previous, 1, 4, 1, 0, bias=False))
         self.layers = Chain(*layers).apply(_initialise)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Map images to logits."""
-        logits: Tensor = self.layers(images)
+    def forward(self, images: Tensor, groups: int = 1) -> Tensor:
+        """Map images to logits; ``groups`` equal parts of the batch are normalised apart, as by as many calls."""
+        logits: Tensor = self.layers(images, groups)
         return logits.flatten()
 
 

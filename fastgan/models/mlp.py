@@ -54,6 +54,8 @@ class MLPGenerator(nn.Module):
 class MLPDiscriminator(nn.Module):
     """Samples ``(n, *sample_shape)`` -> logits ``(n,)``; the sigmoid is the loss's affair."""
 
+    composes = True  # its forward mixes no samples
+
     def __init__(
         self,
         sample_shape: Sequence[int],
@@ -72,9 +74,9 @@ class MLPDiscriminator(nn.Module):
         layers.append(LinearAct(width, 1, activation="none"))
         self.layers = Chain(*layers)
 
-    def forward(self, samples: Tensor) -> Tensor:
-        """Map samples to logits."""
-        logits: Tensor = self.layers(samples.flatten(1))
+    def forward(self, samples: Tensor, groups: int = 1) -> Tensor:
+        """Map samples to logits; ``groups`` equal parts of the batch are as many calls, in one pass."""
+        logits: Tensor = self.layers(samples.flatten(1), groups)
         return logits.squeeze(1)
 
 

@@ -8,6 +8,7 @@ from fastgan.nn.diff_augment import DiffAugment
 from fastgan.nn.linear import LinearAct
 from fastgan.nn.loss import BCELoss, BCEWithLogitsLoss, GANLoss
 from fastgan.nn.maxout import Maxout
+from fastgan.nn.sample_by_sample import sample_by_sample
 from fastgan.nn.spectral_norm import spectral_norm
 from fastgan.ops.concat_linear import Embedded
 
@@ -27,5 +28,6 @@ __all__ = [
     "GANLoss",
     "LinearAct",
     "Maxout",
+    "sample_by_sample",
     "spectral_norm",
 ]

@@ -15,4 +15,6 @@ from fastgan.ops.gan_loss import gan_loss as gan_loss
 from fastgan.ops.interpolate import interpolate as interpolate
 from fastgan.ops.linear import linear_act as linear_act
 from fastgan.ops.maxout import maxout as maxout
+from fastgan.ops.tick import scheduled as scheduled
+from fastgan.ops.tick import tick as tick
 from fastgan.ops.unit_gradient import unit_gradient as unit_gradient

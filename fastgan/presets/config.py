@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -58,6 +58,43 @@ class Penalty:
 
 
 @dataclass(frozen=True)
+class Average:
+    """The generator's weights averaged over its updates, with which samples are drawn; a ``decay`` of 0 keeps none.
+
+    ``decay`` and ``warmup`` are those of fastgan.optim.EMA. Karras et al., 2018, section 3 (of samples).
+    """
+
+    decay: float = 0.0
+    warmup: float = 10.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.decay < 1 or (self.warmup != 0 and self.warmup < 1):
+            raise UserError(
+                "an average takes a decay from 0 (none) to below 1 and a warmup of 0 (none) or at least 1, not"
+                f" {self.decay:g} and {self.warmup:g}"
+            )
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How a quantity moves: from its own key's value, held up to step ``begin``, ``to`` another within ``steps``."""
+
+    to: float
+    steps: int
+    begin: int = 0
+    shape: Literal["linear", "cosine", "exponential"] = "linear"
+
+    def __post_init__(self) -> None:
+        choices = get_args(get_type_hints(Schedule)["shape"])
+        if self.shape not in choices:
+            raise unknown("shape of a schedule", self.shape, choices)
+        if self.steps < 0 or self.begin < 0 or self.to < 0:
+            raise UserError(
+                f"a schedule takes to, steps and begin of at least 0, not {self.to:g}, {self.steps} and {self.begin}"
+            )
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything that decides a run. ``updates`` says how the two players share fake batches within a step:
 
@@ -67,6 +104,9 @@ class Config:
 
     ``threads`` is how many the CPU computes with; 0 leaves it to PyTorch. Small networks do best with 1: more of them
     wait for each other, and crawl on a busy machine.
+
+    ``noise`` is the standard deviation of normal noise on what the discriminator sees, real and fake (instance noise);
+    ``flip`` mirrors each real image left to right with probability 1/2. ``schedules`` move what SCHEDULED names.
     """
 
     preset: str = "custom"
@@ -82,6 +122,10 @@ class Config:
     updates: Literal["fresh", "shared", "generator_first"] = "fresh"
     generator_optimizer: Adam = Adam()
     discriminator_optimizer: Adam = Adam()
+    ema: Average = Average()
+    noise: float = 0.0
+    flip: bool = False
+    schedules: dict[str, Schedule] = field(default_factory=dict)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     batch_size: int = 64
     steps: int = 10_000
@@ -103,6 +147,15 @@ class Config:
         for name in ("steps", "threads"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} must be at least 0, not {getattr(self, name)}")
+        if self.noise < 0:
+            raise UserError(f"noise is a standard deviation of at least 0, not {self.noise:g}")
+        for name, schedule in self.schedules.items():
+            if name not in SCHEDULED:
+                raise unknown("quantity to schedule", name, SCHEDULED)
+            if name.endswith(("beta1", "decay")) and schedule.to >= 1:
+                raise UserError(f"schedules.{name}: to has to be below 1, not {schedule.to:g}")
+            if schedule.shape == "exponential" and not (schedule.to > 0 and SCHEDULED[name](self) > 0):
+                raise UserError(f"schedules.{name}: an exponential one goes from above 0 to above 0; take linear")
         if self.n_critic > 1 and self.updates == "generator_first":
             raise UserError(
                 "updates=generator_first has one discriminator update a step: set n_critic=1 or updates=fresh"
@@ -113,6 +166,15 @@ class Config:
                 raise unknown(name, getattr(self, name), choices)
 
 
+SCHEDULED: dict[str, Callable[[Config], float]] = {  # and where each starts
+    "generator_lr": lambda config: config.generator_optimizer.lr,
+    "discriminator_lr": lambda config: config.discriminator_optimizer.lr,
+    "generator_beta1": lambda config: config.generator_optimizer.betas[0],
+    "discriminator_beta1": lambda config: config.discriminator_optimizer.betas[0],
+    "ema_decay": lambda config: config.ema.decay,
+    "noise": lambda config: config.noise,
+    "penalty_weight": lambda config: config.penalty.weight,
+}
 COUNTS = (
     "z_dim",
     "n_critic",
@@ -152,8 +214,10 @@ def from_dict(values: Mapping[str, Any], base: Config | None = None) -> Config:
             )
         if hints[key] is Network:
             changes[key] = _network(key, value, getattr(base, key))
-        elif hints[key] in (Adam, Penalty):
+        elif hints[key] in (Adam, Penalty, Average):
             changes[key] = _group(key, value, getattr(base, key))
+        elif key == "schedules":
+            changes[key] = _schedules(value, base.schedules)
         else:
             changes[key] = coerce(key, value, hints[key])
     return replace(base, **changes)
@@ -205,7 +269,7 @@ def _group(key: str, value: Any, base: Any) -> Any:
     """Lay values over an optimiser or a penalty, whose name alone says enough of the latter."""
     if isinstance(value, str) and isinstance(base, Penalty):
         value = {"name": value}
-    what, example = ("a penalty", "name=r1") if isinstance(base, Penalty) else ("an optimiser", "lr=1e-4")
+    what, example = EXAMPLES[type(base)]
     if not isinstance(value, Mapping):
         raise UserError(f"{key} is {what}: give its keys, such as {key}.{example}, not {reprlib.repr(value)}")
     hints = get_type_hints(type(base))
@@ -213,6 +277,35 @@ def _group(key: str, value: Any, base: Any) -> Any:
         if name not in hints:
             raise unknown(f"key of {key}", name, hints)
     return replace(base, **{name: coerce(f"{key}.{name}", given, hints[name]) for name, given in value.items()})
+
+
+def _schedules(value: Any, base: Mapping[str, Schedule]) -> dict[str, Schedule]:
+    """Lay schedules over those that are there; a quantity that is given None moves no more."""
+    if not isinstance(value, Mapping):
+        raise UserError(f"schedules is a group of quantities: give {SCHEDULE_EXAMPLE}, not {reprlib.repr(value)}")
+    schedules = dict(base)
+    for name, given in value.items():
+        if name not in SCHEDULED:
+            raise unknown("quantity to schedule", name, SCHEDULED)
+        schedules.pop(name, None) if given is None else schedules.update({name: _schedule(name, given, base)})
+    return schedules
+
+
+def _schedule(name: str, given: Any, base: Mapping[str, Schedule]) -> Schedule:
+    if name not in base and not (isinstance(given, Mapping) and {"to", "steps"} <= given.keys()):
+        raise UserError(f"schedules.{name} needs to and steps, such as {SCHEDULE_EXAMPLE}")
+    start = base.get(name) or Schedule(0.0, 0)
+    schedule: Schedule = _group(f"schedules.{name}", given, start)
+    return schedule
+
+
+SCHEDULE_EXAMPLE = "schedules.noise.to=0 and schedules.noise.steps=5000"
+EXAMPLES: dict[type, tuple[str, str]] = {
+    Adam: ("an optimiser", "lr=1e-4"),
+    Penalty: ("a penalty", "name=r1"),
+    Average: ("an average", "decay=0.999"),
+    Schedule: ("a schedule", "to=0"),
+}
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

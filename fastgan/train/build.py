@@ -7,14 +7,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fastgan import data, models
+from fastgan import data, models, optim
 from fastgan.data import Dataset
 from fastgan.errors import UserError, unknown
 from fastgan.presets import Adam, Config, Network
 from fastgan.presets.values import coerce
+from fastgan.train.dials import Dials
 
 
 def device(name: str) -> torch.device:
@@ -73,19 +74,34 @@ def networks(config: Config, sample_shape: tuple[int, ...]) -> tuple[nn.Module, 
         )
 
 
-def adam(module: nn.Module, options: Adam) -> Optimizer:
-    """Adam over the parameters of ``module`` that require a gradient. Raises UserError where there are none."""
+def adam(module: nn.Module, side: str, config: Config, dials: Dials) -> Optimizer:
+    """Adam over the parameters of one side's ``module`` that require a gradient, averaging the generator's.
+
+    Raises UserError where there are none.
+    """
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     if not parameters:
         raise UserError(f"{type(module).__name__} has no parameter that requires a gradient: there is nothing to train")
-    return torch.optim.Adam(
+    options: Adam = getattr(config, f"{side}_optimizer")
+    beta1 = dials[f"{side}_beta1"]
+    moves = isinstance(beta1, Tensor)
+    beta2 = torch.full_like(beta1, options.betas[1]) if isinstance(beta1, Tensor) else options.betas[1]
+    return optim.Adam(
         parameters,
-        lr=options.lr,
-        betas=options.betas,
+        lr=dials[f"{side}_lr"],
+        betas=(beta1, beta2),
         eps=options.eps,
         weight_decay=options.weight_decay,
-        fused=True,  # one launch per dtype instead of one per tensor
+        fused=not moves,  # on the CPU one launch for all; but PyTorch's takes no beta that moves
+        foreach=False if moves else None,
+        ema=_average(config, dials) if side == "generator" else None,
     )
+
+
+def _average(config: Config, dials: Dials) -> optim.EMA | None:
+    """What the generator's weights are averaged by; None where they are not."""
+    decay = dials["ema_decay"]
+    return optim.EMA(decay, config.ema.warmup) if isinstance(decay, Tensor) or decay else None
 
 
 def _options(network: Network, side: str) -> Mapping[str, Any]:

@@ -1,7 +1,8 @@
 """Checkpoints: a folder of safetensors and one JSON manifest, written whole or not at all, checked before it is read.
 
 Layout of ``checkpoints/step-00001000/``: ``generator.safetensors``, ``discriminator.safetensors``,
-``training.safetensors`` (optimiser moments, random states) and ``manifest.json`` with the counters and the SHA-256 of
+``training.safetensors`` (optimiser moments, random states), ``generator_ema.safetensors`` (the generator with averaged
+weights, where they are kept) and ``manifest.json`` with the counters and the SHA-256 of
 each file. The folder appears by one rename after everything in it reached the disk.
 """
 
@@ -12,7 +13,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from fastgan.errors import UserError, require
 
 FORMAT, VERSION = "fastgan-checkpoint", 1
 FILES = ("generator", "discriminator", "training")
+OPTIONAL = ("generator_ema",)
 MANIFEST = "manifest.json"
 
 
@@ -62,7 +64,7 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
 def _write_files(folder: Path, checkpoint: Checkpoint) -> None:
     safetensors = require("safetensors.torch", why="writing a checkpoint")
     sums = {}
-    for name in FILES:
+    for name in names(checkpoint.tensors):
         # clones: tied weights share storage, which the format refuses
         plain = {key: value.detach().cpu().contiguous().clone() for key, value in checkpoint.tensors[name].items()}
         content = safetensors.save(plain)
@@ -72,6 +74,12 @@ def _write_files(folder: Path, checkpoint: Checkpoint) -> None:
     manifest["digest"] = _digest(manifest)
     _write(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
     _sync_folder(folder)
+
+
+def names(held: Container[str], suffix: str = "") -> Iterator[str]:
+    """The files of a checkpoint: those of every one, and of the others those that are ``held``, with that suffix."""
+    yield from FILES
+    yield from (name for name in OPTIONAL if f"{name}{suffix}" in held)
 
 
 def _sweep(folder: Path) -> None:
@@ -92,7 +100,7 @@ def load(path: Path) -> Checkpoint:
     safetensors = require("safetensors.torch", why="reading a checkpoint")
     manifest = _manifest(path)
     tensors = {}
-    for name in FILES:
+    for name in names(manifest["sha256"], ".safetensors"):
         file = f"{name}.safetensors"
         try:
             content = (path / file).read_bytes()

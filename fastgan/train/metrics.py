@@ -9,7 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fastgan import ops
 from fastgan.errors import UserError
+from fastgan.train.dials import Dials
 from fastgan.train.files import replacing
 
 COLUMNS = (
@@ -24,32 +26,86 @@ COLUMNS = (
     "skipped",
     "seconds",
 )
-MEANS = COLUMNS[2:8]
+OBSERVED = ("loss_d", "loss_g", "d_real", "d_fake", "penalty")
+WHOLE = {"step", "images", "skipped"}
 HEADER = ",".join(COLUMNS)
 
 Row = dict[str, float | int | None]
 
 
 class Meter:
-    """Running sums on the device. ``add`` costs no synchronisation; ``read`` is the only one and starts anew."""
+    """Running sums on the device, and the clock, which ends each iteration. Neither costs a synchronisation.
 
-    def __init__(self, device: torch.device) -> None:
-        self.sums = torch.zeros(len(MEANS), device=device)  # in the order of MEANS
-        self.counts = [0] * len(MEANS)
+    ``critic``: the mean scores are those of a critic's outputs, whose distance is shown, not of probabilities.
+    """
 
-    def add(self, **values: Tensor) -> None:
-        """Add one observation of each named metric."""
-        for name, value in values.items():
-            index = MEANS.index(name)
-            self.sums[index] += value.detach()
-            self.counts[index] += 1
+    def __init__(self, dials: Dials, critic: bool = False) -> None:
+        self.dials, self.critic = dials, critic
+        self.sums = torch.zeros(len(OBSERVED), device=dials.clock.device)  # in the order of OBSERVED
+        self.counts = torch.zeros(len(OBSERVED), dtype=torch.int64, device=dials.clock.device)
+
+    def observe(self, *, ends: bool, **values: Tensor) -> None:
+        """Add one observation of each named quantity; the iteration ``ends`` with it, or goes on. One launch."""
+        dials = self.dials
+        observed = [values.get(name) for name in OBSERVED]
+        table = dials.table if dials.names else None
+        ops.tick(dials.clock, table, dials.values, self.sums, self.counts, observed, advance=ends)
+
+    def reading(self, *more: Tensor) -> Reading:
+        """Begin to read, and start anew: means since the last reading, and ``more`` scalars, are on their way."""
+        reading = Reading(self.sums, self.counts, more, self.critic)
+        self.sums.zero_()
+        self.counts.zero_()
+        return reading
 
     def read(self) -> Row:
-        """The mean of each metric since the last reading; None where nothing was added."""
-        sums, counts = self.sums.tolist(), self.counts
-        self.sums.zero_()
-        self.counts = [0] * len(MEANS)
-        return {name: total / n if n else None for name, total, n in zip(MEANS, sums, counts, strict=True)}
+        """The mean of each quantity since the last reading; None where nothing was added. Waits for the device."""
+        return self.reading().row()
+
+
+class Reading:
+    """Numbers on their way from the device to the host, by a copy that nothing waits for."""
+
+    def __init__(self, sums: Tensor, counts: Tensor, more: Sequence[Tensor], critic: bool) -> None:
+        self._critic = critic
+        self._parts = [_sent(tensor) for tensor in (sums, counts, *more)]
+        self._event = torch.cuda.Event() if sums.is_cuda else None
+        if self._event is not None:
+            self._event.record()
+
+    @property
+    def ready(self) -> bool:
+        """Whether they have arrived."""
+        return self._event is None or self._event.query()
+
+    @property
+    def more(self) -> list[float]:
+        """The further scalars. Waits for them."""
+        self._wait()
+        return [part.item() for part in self._parts[2:]]
+
+    def row(self) -> Row:
+        """The means by the names of the columns. Waits for them."""
+        self._wait()
+        sums, counts = (part.tolist() for part in self._parts[:2])
+        row: Row = {name: total / n if n else None for name, total, n in zip(OBSERVED, sums, counts, strict=True)}
+        row["wasserstein"] = None
+        if self._critic and row["d_real"] is not None and row["d_fake"] is not None:
+            row["wasserstein"] = row["d_real"] - row["d_fake"]
+            row["d_real"] = row["d_fake"] = None
+        return row
+
+    def _wait(self) -> None:
+        if self._event is not None:
+            self._event.synchronize()
+
+
+def _sent(tensor: Tensor) -> Tensor:
+    """A copy on the host: of a tensor on a GPU into pinned memory, where it may still be on its way."""
+    if not tensor.is_cuda:
+        return tensor.clone()
+    copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return copy.copy_(tensor, non_blocking=True)
 
 
 def finite(row: Row) -> bool:
@@ -96,10 +152,9 @@ def _line(row: Row) -> str:
 def _parse(line: Sequence[str]) -> Row | None:
     if len(line) != len(COLUMNS):
         return None
-    whole = {"step", "images", "skipped"}
     try:
         return {
-            column: None if cell == "" else int(cell) if column in whole else float(cell)
+            column: None if cell == "" else int(cell) if column in WHOLE else float(cell)
             for column, cell in zip(COLUMNS, line, strict=True)
         }
     except ValueError:

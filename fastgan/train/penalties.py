@@ -29,23 +29,19 @@ PENALTIES: dict[str, Callable[..., objectives.Penalty]] = {
 
 @dataclass(frozen=True)
 class Weighted:
-    """A penalty with its weight: what is added to the loss at an update, and what is shown of it."""
+    """A penalty with its weight, a number or a scalar that moves on the device."""
 
     lazy: Lazy
-    weight: float
+    weight: float | Tensor
 
-    def __call__(
-        self, update: int, critic: Callable[..., Tensor], real: Tensor, fake: Tensor
-    ) -> tuple[Tensor, Tensor] | None:
-        """Return the addend and the bare value at the ``update``-th update of the discriminator; None where not due."""
-        if not self.lazy.due(update):
-            return None
+    def __call__(self, critic: Callable[..., Tensor], real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what is added to the loss at an update that is due, and the bare value to be shown."""
         value = self.lazy.penalty(critic, real, fake).value
         return value * (self.weight * self.lazy.every), value.detach()
 
 
-def weighted(options: Penalty) -> Weighted | None:
-    """Return the penalty that a configuration asks for, None for ``none`` and for a weight of 0."""
-    if options.name == "none" or not options.weight:
+def weighted(options: Penalty, weight: float | Tensor) -> Weighted | None:
+    """Return the penalty that a configuration asks for, None for ``none`` and for a weight of 0 that stays 0."""
+    if options.name == "none" or (not isinstance(weight, Tensor) and not weight):
         return None
-    return Weighted(Lazy(PENALTIES[options.name], options.every), options.weight)
+    return Weighted(Lazy(PENALTIES[options.name], options.every), weight)

@@ -30,6 +30,7 @@ def fit_together(step: Step, z: Tensor, sample_shape: tuple[int, ...]) -> None:
                 raise UserError(
                     f"the discriminator makes {tuple(logits.shape)} of {len(z)} samples: let it return a logit for each"
                 )
+            step.serves_both = step.serves_both and logits.numel() == len(z)
     finally:
         for buffer, value in zip(buffers, kept, strict=True):
             buffer.copy_(value)

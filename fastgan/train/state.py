@@ -10,9 +10,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fastgan.errors import UserError
+from fastgan.optim import Averages
+from fastgan.optim.one_launch import EXTRAS, OneLaunch
 from fastgan.train.checkpoint import Checkpoint
+from fastgan.train.dials import Dials
+from fastgan.train.draws import Draws
 from fastgan.train.metrics import Meter
-from fastgan.train.sampler import Latents, RealBatches
 from fastgan.train.step import Players
 from fastgan.train.stream import Stream
 
@@ -24,40 +27,57 @@ class Parts:
     """What of a training has state."""
 
     players: Players
-    batches: RealBatches
-    latents: Latents
+    draws: Draws
+    dials: Dials
     meter: Meter
     stream: Stream
 
 
 def gather(parts: Parts, counters: Mapping[str, Any]) -> Checkpoint:
     """Everything that decides how the run goes on. ``counters`` are plain values: step, images, seconds."""
-    players, latents, meter = parts.players, parts.latents, parts.meter
+    players, meter = parts.players, parts.meter
+    drawn, values = parts.draws.state()
     training = {
         **{f"rng.{kind}": value for kind, value in parts.stream.state().items()},
-        "rng.latents": latents.generator.get_state(),
+        **drawn,
         "meter": meter.sums,
+        "meter_counts": meter.counts,
     }
     scalars: dict[str, Any] = {}
     for side in SIDES:
-        for index, state in getattr(players, f"{side}_optimizer").state_dict()["state"].items():
+        content = getattr(players, f"{side}_optimizer").state_dict()
+        for index, state in (*content["state"].items(), *((key, content[key]) for key in (EXTRAS,) if key in content)):
             for key, value in state.items():
                 into: dict[str, Any] = training if isinstance(value, Tensor) else scalars
                 into[f"{side}_optimizer.{index}.{key}"] = value
-    networks = {side: getattr(players, side).state_dict() for side in SIDES}
-    values = {
-        **counters,
-        "drawn": parts.batches.drawn,
-        "meter_counts": meter.counts,
-        "latent_device": latents.device.type,
-        "optimizer_scalars": scalars,
+    networks: dict[str, Mapping[str, Tensor]] = {side: getattr(players, side).state_dict() for side in SIDES}
+    averages = averaged(players)
+    if averages is not None:
+        networks["generator_ema"] = averages
+    return Checkpoint({**networks, "training": training}, {**counters, **values, "optimizer_scalars": scalars})
+
+
+def averages_of(optimizer: Optimizer) -> Averages | None:
+    """The averages that an optimiser keeps; None where it keeps none."""
+    return optimizer.ema if isinstance(optimizer, OneLaunch) and optimizer.averaging else None
+
+
+def averaged(players: Players) -> dict[str, Tensor] | None:
+    """The generator's state with averaged weights, its buffers as they are; None where none are kept."""
+    averages = averages_of(players.generator_optimizer)
+    if averages is None:
+        return None
+    own = dict(players.generator.named_parameters(remove_duplicate=False))
+    known = set(averages)
+    return {
+        name: averages[own[name]].to(value.dtype) if name in own and own[name] in known else value
+        for name, value in players.generator.state_dict().items()
     }
-    return Checkpoint({**networks, "training": training}, values)
 
 
 def restore(checkpoint: Checkpoint, parts: Parts) -> None:
     """Put a checkpoint's state into freshly built parts. Raises UserError where it belongs to other networks."""
-    players, latents = parts.players, parts.latents
+    players = parts.players
     training = checkpoint.tensors["training"]
     for side in SIDES:
         check_network(side, getattr(players, side), checkpoint.tensors[side])
@@ -66,13 +86,14 @@ def restore(checkpoint: Checkpoint, parts: Parts) -> None:
         getattr(players, side).load_state_dict(checkpoint.tensors[side])
         optimizer: Optimizer = getattr(players, f"{side}_optimizer")
         # hyperparameters are the configuration's affair, the moments are the checkpoint's
-        optimizer.load_state_dict({"state": optimizers[side], "param_groups": optimizer.state_dict()["param_groups"]})
-    parts.batches.drawn = int(checkpoint.values["drawn"])
-    parts.meter.sums.copy_(training["meter"])
-    parts.meter.counts = list(checkpoint.values["meter_counts"])
-    parts.stream.load({name.removeprefix("rng."): value for name, value in training.items() if name.startswith("rng.")})
-    if checkpoint.values["latent_device"] == latents.device.type:  # another kind of device has another generator
-        latents.generator.set_state(training["rng.latents"])
+        optimizer.load_state_dict({**optimizers[side], "param_groups": optimizer.state_dict()["param_groups"]})
+    parts.dials.set(checkpoint.step)
+    parts.draws.load(training, checkpoint.values)
+    if training["meter"].shape == parts.meter.sums.shape:  # else an older version's: its unfinished row starts anew
+        parts.meter.sums.copy_(training["meter"])
+        parts.meter.counts.copy_(training["meter_counts"])
+    states = {name.removeprefix("rng."): value for name, value in training.items() if name.startswith("rng.")}
+    parts.stream.load({kind: states[kind] for kind in ("cpu", "cuda") if kind in states})
 
 
 def check_network(side: str, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -89,16 +110,17 @@ def check_network(side: str, module: nn.Module, tensors: Mapping[str, Tensor]) -
             )
 
 
-def _optimizer_state(side: str, players: Players, checkpoint: Checkpoint) -> dict[int, dict[str, Any]]:
+def _optimizer_state(side: str, players: Players, checkpoint: Checkpoint) -> dict[str, Any]:
     prefix = f"{side}_optimizer."
     optimizer: Optimizer = getattr(players, f"{side}_optimizer")
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    state: dict[int, dict[str, Any]] = {}
+    content: dict[str, Any] = {"state": {}}
     for name, value in {**checkpoint.tensors["training"], **checkpoint.values["optimizer_scalars"]}.items():
         if name.startswith(prefix):
             index, key = name.removeprefix(prefix).split(".", 1)
-            state.setdefault(int(index), {})[key] = value
-    for index, entries in state.items():
+            into = content["state"].setdefault(int(index), {}) if index != EXTRAS else content.setdefault(EXTRAS, {})
+            into[key] = value
+    for index, entries in content["state"].items():
         if index >= len(parameters) or any(
             isinstance(value, Tensor) and value.ndim and value.shape != parameters[index].shape
             for value in entries.values()
@@ -106,4 +128,4 @@ def _optimizer_state(side: str, players: Players, checkpoint: Checkpoint) -> dic
             raise UserError(
                 f"the checkpoint belongs to another optimiser of the {side}: resume with the one it was written with"
             )
-    return state
+    return content

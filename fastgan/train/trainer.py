@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,19 +20,20 @@ from fastgan.objectives import objective as objective_by_name
 from fastgan.ops import backend
 from fastgan.presets import Config, from_dict, nested, preset
 from fastgan.train import build, checkpoint, pictures, state
+from fastgan.train.dials import Dials
+from fastgan.train.draws import draws
 from fastgan.train.generate import samples
-from fastgan.train.metrics import Meter, MetricsFile, Row, finite
+from fastgan.train.journal import Journal
+from fastgan.train.metrics import Meter, Row
 from fastgan.train.penalties import weighted
 from fastgan.train.probe import fit_together
-from fastgan.train.sampler import Latents, RealBatches
+from fastgan.train.sampler import Latents
 from fastgan.train.signals import Interrupts
 from fastgan.train.step import Players, Step
 from fastgan.train.stream import Stream
 
 if TYPE_CHECKING:
     from tqdm import tqdm
-
-SHOWN = ("loss_d", "loss_g", "d_real", "d_fake", "wasserstein", "penalty")  # beside the progress bar
 
 
 class Trainer:
@@ -72,6 +74,8 @@ class Trainer:
         self.config = config = from_dict(nested(keys), base)
         self.device = build.device(config.device)
         self.data = self._own_data(data) if isinstance(data, Tensor | Dataset) else build.dataset(config, self.device)
+        if config.flip and len(self.data.sample_shape) != 3:
+            raise UserError(f"flip mirrors images, and {self.data.name} holds points: set flip=false")
         if generator is None or discriminator is None:
             built = build.networks(config, self.data.sample_shape)
             if self.device.type == "cuda":  # where weights of convolutions are read by whole vectors that way
@@ -85,36 +89,49 @@ class Trainer:
         for side in optimizers:
             if side not in state.SIDES:
                 raise unknown("side of optimizers", side, state.SIDES)
+        self.dials = dials = Dials(config, self.device)
         self.players = Players(
             generator,
             discriminator,
-            optimizers.get("generator") or build.adam(generator, config.generator_optimizer),
-            optimizers.get("discriminator") or build.adam(discriminator, config.discriminator_optimizer),
+            optimizers.get("generator") or build.adam(generator, "generator", config, dials),
+            optimizers.get("discriminator") or build.adam(discriminator, "discriminator", config, dials),
         )
         self.step, self.images, self.seconds, self.exit_code = 0, 0, 0.0, 0
-        self.history: list[Row] = []
+        objective = objective if isinstance(objective, Objective) else objective_by_name(config.objective)
+        bf16 = build.bf16(config, self.device)
+        self._draws = draws(self.data, config, dials, self.device, bf16)
+        self._meter = Meter(dials, critic=objective.name == "wasserstein")
+        self._journal = Journal(self._meter)
         self.out = Path(out) if out is not None else None
-        self._batches = RealBatches(self.data, config.batch_size, config.seed)
-        self._latents = Latents(config.latent, config.z_dim, self.device, config.seed + 1)
-        self._meter = Meter(self.device)
-        self._parts = state.Parts(
-            self.players, self._batches, self._latents, self._meter, Stream(config.seed, self.device)
-        )
+        self._parts = state.Parts(self.players, self._draws, dials, self._meter, Stream(config.seed, self.device))
         self._saved_at = -1
         self._iterate = Step(
             self.players,
-            objective if isinstance(objective, Objective) else objective_by_name(config.objective),
-            draw_real=self._batches.draw,
-            draw_z=lambda: self._latents.draw(config.batch_size),
-            meter=self._meter,
+            objective,
+            self._draws,
+            self._meter,
             updates=config.updates,
             n_critic=config.n_critic,
-            bf16=build.bf16(config, self.device),
-            penalty=weighted(config.penalty),
+            bf16=bf16,
+            penalty=weighted(config.penalty, dials["penalty_weight"]),
         )
         fit_together(
             self._iterate, torch.zeros(config.batch_size, config.z_dim, device=self.device), self.data.sample_shape
         )
+
+    @property
+    def history(self) -> list[Row]:
+        """One row per ``log_every`` steps: means over those steps."""
+        return self._journal.history
+
+    @property
+    def out(self) -> Path | None:
+        """The run's folder; None keeps the run in memory."""
+        return self._journal.out
+
+    @out.setter
+    def out(self, path: Path | None) -> None:
+        self._journal.out = path
 
     @property
     def generator(self) -> nn.Module:
@@ -158,9 +175,13 @@ class Trainer:
         return self
 
     def sample(self, n: int, *, seed: int | None = None) -> Tensor:
-        """Draw ``n`` samples ``(n, *sample_shape)`` from the generator in evaluation mode, without gradients."""
+        """Draw ``n`` samples ``(n, *sample_shape)`` from the generator in evaluation mode, without gradients.
+
+        With averaged weights, where the configuration keeps an average.
+        """
         latents = Latents(self.config.latent, self.config.z_dim, self.device, _fresh_seed() if seed is None else seed)
-        return samples(self.generator, latents.draw(n))
+        with self._averaged():
+            return samples(self.generator, latents.draw(n))
 
     def save(self) -> None:
         """Write a checkpoint of this step into the run's folder. Raises UserError where the Trainer has no ``out``."""
@@ -184,31 +205,35 @@ class Trainer:
         self.step, self.images = stored.step, int(stored.values["images"])
         self.seconds = float(stored.values["seconds"])
         self._saved_at = self.step
-        if self.out:
-            self.history = MetricsFile(self.out / "metrics.csv").rewind(self.step)
+        self._journal.rewind(self.step)
 
     def _begin(self, out: Path) -> None:
         """Refuse a folder that holds another run; metrics of one that never reached a checkpoint are dropped."""
         if self._saved_at < 0 and checkpoint.whole(out / "checkpoints"):
             raise UserError(f"{out} holds the checkpoints of a run already: resume from one, or give another out")
-        MetricsFile(out / "metrics.csv").rewind(0)
+        self._journal.rewind(0)
 
     def _loop(self, total: int, bar: tqdm[Any], interrupts: Interrupts) -> None:
-        config = self.config
+        config, journal = self.config, self._journal
         started, seconds, images = time.perf_counter(), self.seconds, self.images
         while self.step < total and not interrupts.exit_code:
-            self._iterate(self.step)
+            self._iterate(self._iterate.pattern(self.step))
             self.step += 1
             self.images += config.n_critic * config.batch_size
             elapsed = time.perf_counter() - started
             self.seconds = seconds + elapsed
             bar.update()
             if self.step % config.log_every == 0 or self.step == total:
-                self._log(bar, rate=(self.images - images) / max(elapsed, 1e-9))
-            if self.out and self.step % config.sample_every == 0:
+                rate = (self.images - images) / max(elapsed, 1e-9)
+                journal.begin(bar, step=self.step, images=self.images, seconds=self.seconds, rate=rate)
+            draws = self.out is not None and self.step % config.sample_every == 0
+            saves = self.out is not None and self.step % config.checkpoint_every == 0
+            journal.finish(bar, waits=draws or saves)
+            if draws and self.out:
                 self._draw(self.out / f"samples/step-{self.step:08d}.png")
-            if self.out and self.step % config.checkpoint_every == 0:
+            if saves:
                 self.save()
+        journal.finish(bar)
 
     def _progress_bar(self, total: int, shown: bool) -> tqdm[Any]:
         seen = sys.stderr is not None  # it is None where the process was started with stderr closed
@@ -224,19 +249,6 @@ class Trainer:
         )
         return bar
 
-    def _log(self, bar: tqdm[Any], rate: float) -> None:
-        row: Row = {"step": self.step, "images": self.images, **self._meter.read(), "seconds": round(self.seconds, 3)}
-        self.history.append(row)
-        if self.out:
-            MetricsFile(self.out / "metrics.csv").append(row)
-        if not finite(row):
-            raise NonFiniteError(
-                f"a loss is not finite at step {self.step} (loss_d {row['loss_d']}, loss_g {row['loss_g']}):"
-                " training stopped; lower the learning rate, or resume from the last checkpoint"
-            )
-        shown = {name: f"{row[name]:.3f}" for name in SHOWN if row[name] is not None}
-        bar.set_postfix({"img/s": f"{rate:.0f}", **shown}, refresh=False)
-
     def _refuse_non_finite(self) -> None:
         """A good checkpoint is never replaced by one that holds NaN."""
         tensors = [self._meter.sums, *self.generator.parameters(), *self.discriminator.parameters()]
@@ -251,11 +263,16 @@ class Trainer:
         config = self.config
         if pictures.drawable(self.data.sample_shape):
             fixed = Latents(config.latent, config.z_dim, torch.device("cpu"), config.seed + 2).draw(config.samples)
-            with self._parts.stream.aside():
+            with self._parts.stream.aside(), self._averaged():
                 made = samples(self.generator, fixed.to(self.device))
             pictures.save_samples(made, path, real=self.data.images[:1000], title=f"step {self.step}")
         if self.history and self.out:
             pictures.save_curves(self.history, self.out / "curves.png")
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        """Context in which the generator has its averaged weights, where it has any."""
+        averages = state.averages_of(self.players.generator_optimizer)
+        return averages.swap() if averages is not None else nullcontext()
 
     def _own_data(self, data: Tensor | Dataset) -> Dataset:
         return (data if isinstance(data, Dataset) else Dataset.from_tensor(data)).to(self.device)

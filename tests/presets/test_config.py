@@ -4,7 +4,7 @@ import pytest
 
 from fastgan import presets
 from fastgan.errors import UserError
-from fastgan.presets import Config, Network, difference, from_dict, nested
+from fastgan.presets import Config, Network, Schedule, difference, from_dict, nested
 from fastgan.presets.values import parse
 
 
@@ -132,6 +132,40 @@ def test_dotted_keys_nest():
     for both in ({"a": 1, "a.b": 2}, {"a.b": 2, "a": 1}, {"x.a.b": 2, "x.a": 1}):
         with pytest.raises(UserError, match="both as a value and as a group"):
             nested(both)
+
+
+def test_schedules_are_laid_over_each_other(tmp_path):
+    first = from_dict(nested({"schedules.noise.to": 0, "schedules.noise.steps": 100, "noise": 0.1}))
+    assert first.schedules == {"noise": Schedule(0.0, 100)}
+    keys = {"schedules": {"noise": {"begin": 5}, "generator_lr": {"to": 1e-5, "steps": 9, "shape": "cosine"}}}
+    second = from_dict(keys, first)
+    assert second.schedules["noise"] == Schedule(0.0, 100, 5)
+    assert from_dict({"schedules": {"noise": None}}, second).schedules.keys() == {"generator_lr"}
+    file = tmp_path / "config.yaml"
+    file.write_text(presets.dump(second))
+    assert presets.from_file(file) == second
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"schedules": 3}, "group of quantities"),
+        ({"schedules": {"nois": {"to": 0, "steps": 3}}}, "did you mean 'noise'"),
+        ({"schedules": {"noise": {"to": 1}}}, "needs to and steps"),
+        ({"schedules": {"noise": {"to": 0, "steps": 3, "shap": "linear"}}}, "did you mean 'shape'"),
+        ({"schedules": {"noise": {"to": 0, "steps": -3}}}, "at least 0"),
+        ({"schedules": {"noise": {"to": 0, "steps": 3, "shape": "exponential"}}}, "above 0"),
+        ({"schedules": {"generator_beta1": {"to": 1.0, "steps": 3}}}, "below 1"),
+        ({"ema": 0.9}, "an average: give its keys"),
+        ({"ema": {"decay": 1.0}}, "below 1"),
+        ({"ema": {"warmup": 0.5}}, "at least 1"),
+        ({"noise": -1}, "at least 0"),
+    ],
+)
+def test_what_is_no_average_schedule_or_noise(values, message):
+    with pytest.raises(UserError, match=message) as caught:
+        from_dict(values)
+    assert "\n" not in str(caught.value)
 
 
 def test_another_network_drops_the_options_of_the_former():

@@ -5,13 +5,16 @@ import torch
 from torch import nn
 
 from fastgan.errors import UserError
-from fastgan.presets import Adam, from_dict, preset
+from fastgan.presets import Adam, Config, from_dict, preset
 from fastgan.train import build
+from fastgan.train.dials import Dials
 
 
 def test_every_figure_of_adam_arrives():
     options = Adam(lr=0.1, betas=(0.2, 0.3), eps=0.4, weight_decay=0.6)
-    group = build.adam(nn.Linear(2, 2), options).param_groups[0]
+    config = Config(discriminator_optimizer=options)
+    dials = Dials(config, torch.device("cpu"))
+    group = build.adam(nn.Linear(2, 2), "discriminator", config, dials).param_groups[0]
     assert {key: group[key] for key in vars(options)} == vars(options)
 
 

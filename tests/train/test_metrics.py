@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from fastgan.errors import UserError
+from fastgan.presets import Config
+from fastgan.train.dials import Dials
 from fastgan.train.metrics import COLUMNS, Meter, MetricsFile, finite
 
 
@@ -13,16 +15,39 @@ def row(step, **values):
     return {"step": step, "images": step * 4, "loss_d": 1 / 3, "seconds": 0.5, **values}
 
 
+def meter(**keys):
+    return Meter(Dials(Config(), torch.device("cpu")), **keys)
+
+
 def test_meter_averages_and_starts_anew():
-    meter = Meter(torch.device("cpu"))
+    seen = meter()
     for value in (1.0, 2.0, 6.0):
-        meter.add(loss_d=torch.tensor(value))
-    meter.add(loss_g=torch.tensor(5.0))
-    read = meter.read()
+        seen.observe(ends=False, loss_d=torch.tensor(value))
+    seen.observe(ends=True, loss_g=torch.tensor(5.0))
+    assert int(seen.dials.clock) == 1
+    read = seen.read()
     assert read["loss_d"] == 3.0
     assert read["loss_g"] == 5.0
     assert read["penalty"] is None
-    assert meter.read()["loss_d"] is None
+    assert seen.read()["loss_d"] is None
+
+
+def test_a_reading_is_of_its_own_moment():
+    seen = meter()
+    seen.observe(ends=True, loss_d=torch.tensor(2.0))
+    extra = torch.tensor(3)
+    reading = seen.reading(extra)
+    seen.observe(ends=True, loss_d=torch.tensor(8.0))
+    extra.fill_(9)
+    assert reading.ready and reading.row()["loss_d"] == 2.0 and reading.more == [3]
+    assert seen.read()["loss_d"] == 8.0
+
+
+def test_a_critic_has_a_distance_and_no_scores():
+    seen = meter(critic=True)
+    seen.observe(ends=True, d_real=torch.tensor(3.0), d_fake=torch.tensor(-1.0))
+    read = seen.read()
+    assert (read["wasserstein"], read["d_real"], read["d_fake"]) == (4.0, None, None)
 
 
 def test_file_returns_what_was_written(tmp_path):

@@ -27,7 +27,7 @@ def trainer(**keys):
 
 def test_every_name_of_the_configuration_is_known():
     assert {"none", *PENALTIES} == set(get_args(get_type_hints(Penalty)["name"]))
-    assert weighted(Penalty()) is None and weighted(Penalty("r1", 0.0)) is None
+    assert weighted(Penalty(), 10.0) is None and weighted(Penalty("r1"), 0.0) is None
 
 
 @pytest.mark.parametrize("name", PENALTIES)
@@ -50,21 +50,19 @@ def test_the_gradient_of_the_whole():
         )
         if g is not None
     ]
-    run._iterate._update_discriminator(real, fake)
+    seen = run._iterate._update_discriminator(real, fake, at=0, due=True)
     torch.testing.assert_close([*critic.parameters()][: len(expected)], expected)
-    assert run._meter.read()["penalty"] == pytest.approx(value.item())
+    assert seen["penalty"] == pytest.approx(value.item())
 
 
 def test_a_lazy_penalty_is_due_by_the_count_of_updates():
     """Over the whole run, so that one that is resumed goes on in time."""
-    run, seen = trainer(penalty={"name": "r1", "every": 3}, n_critic=2), []
-    run._iterate.penalty = lambda update, *_: seen.append(update)
-    run.fit(2, progress=False)
-    run._iterate(7)
-    assert seen == [0, 1, 2, 3, 14, 15]
-    penalty = weighted(Penalty("r1", 1.0, 3))
-    due = [update for update in range(7) if penalty(update, run.discriminator, POINTS, POINTS) is not None]
-    assert due == [0, 3, 6]
+    run = trainer(penalty={"name": "r1", "every": 3}, n_critic=2)
+    due = [run._iterate.pattern(done) for done in range(4)]
+    assert due == [(True, False), (False, True), (False, False), (True, False)]
+    run.fit(6, progress=False)
+    assert [row["penalty"] is not None for row in run.history] == [True, True, False] * 2
+    assert trainer(n_critic=2)._iterate.pattern(0) == (False, False)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 import pytest
 
 from fastgan.errors import UserError
-from fastgan.presets import Adam, Config, Network, Penalty, preset
+from fastgan.presets import Adam, Average, Config, Network, Penalty, Schedule, preset
 from fastgan.train import run
 
 FREE = {
@@ -30,6 +30,10 @@ BOUND = {
     "updates": "shared",
     "generator_optimizer": Adam(lr=7.0),
     "discriminator_optimizer": Adam(betas=(0.7, 0.7)),
+    "ema": Average(0.7),
+    "noise": 7.0,
+    "flip": True,
+    "schedules": {"generator_lr": Schedule(7.0, 7)},
     "precision": "bf16",
     "batch_size": 7,
     "seed": 7,

@@ -213,7 +213,7 @@ def test_the_generators_update_forms_no_gradient_of_the_discriminator():
     run = trainer()
     run.fit(1, progress=False)
     kept = [parameter.grad.clone() for parameter in run.discriminator.parameters()]
-    run._iterate._update_generator(run._iterate.draw_real(), run._iterate.generate(run._latents.draw(20)))
+    run._iterate._update_generator(run._draws.real(0), run._iterate.generate(run._draws.z(0)))
     assert all(torch.equal(old, p.grad) for old, p in zip(kept, run.discriminator.parameters(), strict=True))
     assert all(parameter.requires_grad for parameter in run.discriminator.parameters())
 
@@ -302,7 +302,7 @@ def test_non_finite_weights_are_never_saved(tmp_path):
 
 def test_every_epoch_shows_every_sample_once():
     run = trainer(batch_size=30)
-    seen = [run._batches.draw() for _ in range(12)]
+    seen = [run._draws.batches.draw() for _ in range(12)]
     for epoch in (torch.cat(seen[:6]), torch.cat(seen[6:])):
         assert len(torch.unique(epoch, dim=0)) == 180
     assert not torch.equal(seen[0], seen[6])
@@ -329,7 +329,7 @@ def test_samples_are_drawn_in_evaluation_mode():
 
 def test_uniform_latents_fill_their_range():
     run = trainer(latent="uniform")
-    z = run._latents.draw(4000)
+    z = run._draws.latents.draw(4000)
     assert z.min() < -0.99
     assert z.max() > 0.99
     assert z.abs().max() <= 1

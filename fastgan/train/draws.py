@@ -1,0 +1,150 @@
+"""What a step draws: real batches, latents, noise. On the CPU from generators of the host, elsewhere by the clock.
+
+``HostDraws`` keeps orders and generators on the host: cheap where the step is eager, and for data that stay in host
+memory. ``ClockDraws`` computes each draw on the device from the seed and the clock alone, so that a captured graph
+draws anew at each replay, and a checkpoint keeps one number of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from fastgan import ops
+from fastgan.data import Dataset
+from fastgan.presets import Config
+from fastgan.train.dials import Dials
+from fastgan.train.sampler import Latents, RealBatches
+
+LATENTS, NOISE = 1, 3  # added to the run's seed; 2 is for the pictures' fixed latents
+
+
+class Draws(Protocol):
+    """What the step asks for. ``at`` numbers the draws of one kind within an iteration, from 0."""
+
+    def real(self, at: int) -> Tensor:
+        """A batch of real samples, flipped and with noise where the configuration says so."""
+
+    def z(self, at: int) -> Tensor:
+        """A batch of latents."""
+
+    def noisy(self, samples: Tensor, at: int) -> Tensor:
+        """Generated samples with the noise that real ones have."""
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What a checkpoint keeps: tensors and plain values."""
+
+    def load(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Go on from there."""
+
+
+class HostDraws:
+    """Draws in the order in which they are asked for, whatever ``at`` says."""
+
+    def __init__(self, data: Dataset, config: Config, dials: Dials, device: torch.device) -> None:
+        self.batches = RealBatches(data, config.batch_size, config.seed)
+        self.latents = Latents(config.latent, config.z_dim, device, config.seed + LATENTS)
+        self._size, self._flip = config.batch_size, config.flip
+        self._sigma = dials["noise"] if config.noise or "noise" in dials.names else None
+        self._noise = torch.Generator(device).manual_seed(config.seed + NOISE)
+
+    def real(self, at: int) -> Tensor:
+        """The next batch."""
+        samples = self.batches.draw()
+        if self._flip:
+            coins = torch.rand(len(samples), 1, 1, 1, device=samples.device, generator=self._noise)
+            samples = torch.where(coins < 0.5, samples.flip(-1), samples)
+        return self.noisy(samples, at)
+
+    def z(self, at: int) -> Tensor:
+        """The next latents."""
+        return self.latents.draw(self._size)
+
+    def noisy(self, samples: Tensor, at: int) -> Tensor:
+        """Samples with the next noise."""
+        if self._sigma is None:
+            return samples
+        noise = torch.empty_like(samples, requires_grad=False).normal_(generator=self._noise)
+        return samples + self._sigma * noise
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """States of the generators; how many batches were drawn."""
+        generators = {"rng.latents": self.latents.generator.get_state(), "rng.noise": self._noise.get_state()}
+        return generators, {"drawn": self.batches.drawn, "latent_device": self.latents.device.type}
+
+    def load(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Go on from there; another kind of device has other generators, whose own streams go on."""
+        self.batches.drawn = int(values["drawn"])
+        if values.get("latent_device") == self.latents.device.type and "rng.latents" in tensors:
+            self.latents.generator.set_state(tensors["rng.latents"])
+            if "rng.noise" in tensors:
+                self._noise.set_state(tensors["rng.noise"])
+
+
+class ClockDraws:
+    """Draws that follow from the seed, the clock and ``at``. ``dtype`` is that of real samples and latents."""
+
+    def __init__(self, data: Dataset, config: Config, dials: Dials, dtype: torch.dtype = torch.float32) -> None:
+        self.data, self._config, self._dtype, self._clock = data, config, dtype, dials.clock
+        noise = dials["noise"]
+        self._sigma = None
+        if isinstance(noise, Tensor) or noise:
+            self._sigma = torch.as_tensor(noise, dtype=torch.float32, device=data.device)
+        self._per_step = config.n_critic + 1  # of latents and of noise: G's own may be one more
+
+    def real(self, at: int) -> Tensor:
+        """Batch ``at`` of this iteration: one launch."""
+        config = self._config
+        samples: Tensor = ops.real_batch(
+            self.data.images,
+            self._clock,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            site=(config.n_critic, at),
+            flip=config.flip,
+            noise=self._sigma,
+            dtype=self._dtype,
+        )
+        return samples
+
+    def z(self, at: int) -> Tensor:
+        """Latents ``at`` of this iteration: one launch."""
+        config = self._config
+        return ops.latent(
+            self._clock,
+            shape=(config.batch_size, config.z_dim),
+            seed=config.seed + LATENTS,
+            site=(self._per_step, at),
+            kind=config.latent,
+            dtype=self._dtype,
+        )
+
+    def noisy(self, samples: Tensor, at: int) -> Tensor:
+        """Samples with noise ``at`` of this iteration."""
+        if self._sigma is None:
+            return samples
+        noise = ops.latent(
+            self._clock,
+            shape=tuple(samples.shape),
+            seed=self._config.seed + NOISE,
+            site=(self._per_step, at),
+            dtype=samples.dtype,
+        )
+        return torch.addcmul(samples, noise, self._sigma.to(samples.dtype))
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Nothing but the step, which is kept anyway."""
+        return {}, {"drawn": int(self._clock) * self._config.n_critic}
+
+    def load(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """The clock says it all."""
+
+
+def draws(data: Dataset, config: Config, dials: Dials, device: torch.device, bf16: bool) -> Draws:
+    """By the clock on a GPU that holds the data; else by the host."""
+    if device.type == "cuda" and data.resident:
+        return ClockDraws(data, config, dials, torch.bfloat16 if bf16 else torch.float32)
+    return HostDraws(data, config, dials, device)
