@@ -8,8 +8,8 @@ goes to ``norm``, fp32 [1]. Sums are fp32; each program stores its part and the 
 the same gradients give the same bits. As in PyTorch, squares that overflow fp32 make the norm infinite and the factor
 0; whether a gradient is finite is asked of itself, not of the norm.
 
-Bytes of an element: those of its gradient. Registers a thread, the most of the variants on sm_80 ... 120: 64,
-the cap; nothing spilled.
+Bytes of an element: those of its gradient. Registers a thread, the most of the variants on sm_80 ... 120: 40,
+of a cap of 64; nothing spilled.
 """
 
 from __future__ import annotations

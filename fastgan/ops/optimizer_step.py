@@ -15,7 +15,7 @@ from torch import Tensor
 from fastgan.kernels.optimizer_form import Form
 from fastgan.kernels.optimizer_form import Rule as Rule
 from fastgan.ops.backend import by_reference, register
-from fastgan.ops.optimizer_table import Entry, Table, dense, in_turns
+from fastgan.ops.optimizer_table import Entry, Table, dense, in_turns, lies_as
 
 OP = register("optimizer_step")
 Number = float | Tensor
@@ -44,6 +44,7 @@ class Plan:
         """Take entries on one device, the rule of each of their groups, and the shadows' dtype."""
         self.tables: list[tuple[Table, Rule]] = []
         self.shadow = shadow
+        self._copies: dict[Tensor, Tensor] = {}
         turns = in_turns(entries)
         self.parted = len(turns) > 1
         for turn in turns:
@@ -55,14 +56,22 @@ class Plan:
                 assert rule is not None
                 self.tables.append((Table(own), rule))
 
-    def send(self, gradients: dict[Tensor, Tensor], bits: Any, held: list[Any]) -> list[Tensor]:
-        """Put the gradients' addresses and the groups' numbers beside each table; a graph's go into ``held`` too."""
+    def laid(self, param: Tensor, gradient: Tensor) -> Tensor:
+        """Return a gradient in its parameter's memory order: itself, else a copy that is always in the same place."""
+        if lies_as(gradient, param):
+            return gradient
+        if param not in self._copies:
+            self._copies[param] = torch.empty_like(param)
+        return self._copies[param].copy_(gradient)
+
+    def send(self, gradients: dict[Tensor, Tensor], bits: Any) -> list[Tensor]:
+        """Put the gradients' addresses and the groups' numbers beside each table."""
 
         def address(entry: Entry) -> int:
             gradient = gradients.get(entry.param) if entry.moves else None
             return 0 if gradient is None else gradient.data_ptr() or NOTHING
 
-        return [table.moving([address(entry) for entry in table.entries], bits, held) for table, _ in self.tables]
+        return [table.moving([address(entry) for entry in table.entries], bits) for table, _ in self.tables]
 
     def judge(self, moving: Tensor, **how: Any) -> Verdict:
         """Return the verdict by one launch; there is one table, which has all the gradients."""
@@ -78,6 +87,7 @@ class Plan:
         moving: Sequence[Tensor],
         counters: Tensor,
         *,
+        averages: bool,
         clips: bool,
         scalars: bool,
         verdict: Tensor | None,
@@ -90,10 +100,10 @@ class Plan:
         there = {"verdict": verdict, "unscale": unscale, "found_inf": found_inf}
         for at, (table, rule) in enumerate(self.tables):
             first, last = table.entries[0], at + 1 == len(self.tables)
-            averages = any(entry.average is not None for entry in table.entries)
+            averaged = any(entry.average is not None for entry in table.entries) or (last and averages)
             ends = not self.parted or not first.moves
             shadow = self.shadow if ends else None
-            form = Form(rule, first.param.dtype, averages, shadow, table.turned, clips and ends, scalars, last)
+            form = Form(rule, first.param.dtype, averaged, shadow, table.turned, clips and ends, scalars, last)
             optimizer_step(table.table, table.blocks, moving[at], counters, form, rounds=table.rounds, **there)
             for entry in table.late:
                 assert entry.shadow is not None

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastgan.errors import UserError
+
 PROGRAMS = 8192  # that a step is shared out among, where there is work for more
 
 
@@ -42,25 +44,53 @@ class Table:
         counts[0] = max(1, counts[0])  # somebody has to count the steps of nothing
         owners = np.repeat(np.arange(len(entries)), counts)
         places = np.arange(len(owners)) - np.repeat(np.cumsum(counts) - counts, counts)
-        self.table, self._table = upload(np.array(rows, dtype=np.int64).reshape(len(rows), COLUMNS.value), self.device)
-        self.blocks, self._blocks = upload(np.stack([owners, places], 1).astype(np.int32), self.device)
+        self.table = upload(np.array(rows, dtype=np.int64).reshape(len(rows), COLUMNS.value), self.device)
+        self.blocks = upload(np.stack([owners, places], 1).astype(np.int32), self.device)
         self._sent, self._moving = b"", self.table
+        self._pages = Pages(self.device)
 
-    def moving(self, gradients: Sequence[int], numbers: np.ndarray[Any, Any], held: list[object]) -> Tensor:
+    def moving(self, gradients: Sequence[int], numbers: np.ndarray[Any, Any]) -> Tensor:
         """Return the gradients' addresses and the groups' numbers on the device: sent only where they are new.
 
-        A captured copy is repeated by each replay, from memory of its own: what it needs is added to ``held``.
+        In a capture that copy is a node of the graph: it reads a page of the host's memory at each replay.
         """
         host = np.concatenate([np.array(gradients, dtype=np.int64), numbers])
         content = host.tobytes()
+        if content == self._sent:
+            return self._moving
         if capturing(self.device):
-            device, pinned = upload(host, self.device)
-            held += (self, pinned)
-            return device
-        if content != self._sent:
-            self._moving, _ = upload(host, self.device)
-            self._sent = content
+            return self._pages.write(host).to(self.device, non_blocking=True)
+        self._moving, self._sent = upload(host, self.device), content
+        self._pages.prepare(host.size)
         return self._moving
+
+
+class Pages:
+    """Pinned memory that captured graphs go on reading: made before a capture, each page written once."""
+
+    COUNT = 64  # that are made at a time: steps of one optimiser in all captured graphs
+
+    def __init__(self, device: torch.device) -> None:
+        self._pinned, self._pages = device.type == "cuda", list[Tensor]()
+
+    def prepare(self, size: int) -> None:
+        """Make pages for so many int64, if there are none left."""
+        if self._pinned and not self._pages:
+            made = torch.empty((self.COUNT, size), dtype=torch.int64, pin_memory=True)
+            self._pages += made.unbind()
+
+    def write(self, host: np.ndarray[Any, Any]) -> Tensor:
+        """Return an array on a page of its own. Nobody gives it back."""
+        if not self._pages or len(self._pages[-1]) < host.size:
+            self._pages = []
+            self.prepare(host.size)
+        page = self._pages.pop()[: host.size] if self._pages else torch.empty(host.size, dtype=torch.int64)
+        page.numpy()[:] = host
+        WRITTEN.append(page)
+        return page
+
+
+WRITTEN: list[Tensor] = []  # for as long as some graph may live
 
 
 def _row(entry: Entry, way: tuple[int, int] | None) -> list[int]:
@@ -112,9 +142,14 @@ def dense(tensor: Tensor) -> bool:
     return True
 
 
+def lies_as(tensor: Tensor, param: Tensor) -> bool:
+    """Whether a tensor of a dense parameter's sizes has its memory order, element for element."""
+    return tensor.stride() == param.stride() or _order(tensor) == _order(param)
+
+
 def laid_as(tensor: Tensor, param: Tensor) -> Tensor:
-    """Return the tensor with the parameter's strides and dtype: itself where it has them."""
-    if tensor.stride() == param.stride() and tensor.dtype == param.dtype:
+    """Return the tensor in the parameter's memory order and dtype: itself where it is so."""
+    if tensor.dtype == param.dtype and lies_as(tensor, param):
         return tensor
     return torch.empty_like(param).copy_(tensor)  # a dense parameter's strides are kept
 
@@ -122,7 +157,8 @@ def laid_as(tensor: Tensor, param: Tensor) -> Tensor:
 def in_turns(entries: Sequence[Entry]) -> list[list[Entry]]:
     """Share entries out among launches so that parameters that overlap follow each other, in their order.
 
-    Where some overlap, all are clipped, averaged and copied at the very end, as if somebody did it after the step.
+    Where some overlap, all are clipped, averaged and copied at the very end, as if somebody did it after the step:
+    once, though the same parameter be there twice.
     """
     spans = [(e.param.data_ptr(), e.param.data_ptr() + e.param.numel() * e.param.element_size()) for e in entries]
     ordered = sorted(span for span in spans if span[0] < span[1])
@@ -134,16 +170,19 @@ def in_turns(entries: Sequence[Entry]) -> list[list[Entry]]:
         at.append(max((at[j] + 1 for j in range(i) if spans[j][0] < end and begin < spans[j][1]), default=0))
         turns += [[]] if at[i] == len(turns) else []
         turns[at[i]].append(entries[i]._replace(average=None, shadow=None))
-    return [*turns, [entry._replace(states=(None, None, None), step=None, moves=False) for entry in entries]]
+    once = {id(entry.param): entry for entry in entries}.values()
+    return [*turns, [entry._replace(states=(None, None, None), step=None, moves=False) for entry in once]]
 
 
-def upload(host: np.ndarray[Any, Any], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return an array on the device, and the host's memory that it comes from: pinned, so that nobody waits."""
+def upload(host: np.ndarray[Any, Any], device: torch.device) -> Tensor:
+    """Return an array on the device, by way of pinned memory, so that nobody waits; never into a captured graph."""
+    if capturing(device):
+        raise UserError(
+            "a captured step found weights or states of its optimiser elsewhere than the last step did, or none yet:"
+            " make one step in front of the capture and leave them in place"
+        )
     source = torch.from_numpy(host)
-    if device.type != "cuda":
-        return source, source
-    source = source.pin_memory()
-    return source.to(device, non_blocking=True), source
+    return source.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else source
 
 
 def capturing(device: torch.device) -> bool:

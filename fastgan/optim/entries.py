@@ -47,6 +47,17 @@ def tensors_of(entry: Entry, names: Sequence[str]) -> Iterator[tuple[str, Tensor
             yield name, tensor
 
 
+@torch.no_grad()
+def in_place(former: Any, loaded: Any) -> Any:
+    """Return what was loaded: in the former tensor where there was one of its size, for whoever else reads that."""
+    if isinstance(former, tuple) and isinstance(loaded, Sequence) and len(former) == len(loaded):
+        return tuple(map(in_place, former, loaded))
+    if isinstance(former, Tensor) and isinstance(loaded, (Tensor, float, int)):
+        value = torch.as_tensor(loaded)
+        return former.copy_(value) if value.shape == former.shape else loaded
+    return loaded
+
+
 def wide(p: Tensor) -> Tensor:
     """Return a copy of a weight in which small changes do not get lost."""
     return p.detach().to(wide_dtype(p), copy=True)

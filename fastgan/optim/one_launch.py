@@ -13,9 +13,9 @@ from torch.optim import Optimizer
 from fastgan.errors import UserError
 from fastgan.ops import optimizer_step as ops
 from fastgan.ops.backend import current_backend
-from fastgan.ops.optimizer_table import capturing, laid_as, shadow_of
+from fastgan.ops.optimizer_table import capturing, shadow_of
 from fastgan.optim.ema import EMA, Averages
-from fastgan.optim.entries import entry, tensors_of, wide, wide_dtype
+from fastgan.optim.entries import entry, in_place, tensors_of, wide, wide_dtype
 
 EXTRAS = "fastgan"  # the entry of a state_dict that torch.optim passes over
 SHADOWS = (torch.float16, torch.bfloat16, torch.float32)
@@ -89,6 +89,11 @@ class OneLaunch(Optimizer):
         return self._norm
 
     @property
+    def averaging(self) -> bool:
+        """Whether it keeps averages of the weights."""
+        return self._ema is not None
+
+    @property
     def ema(self) -> Averages:
         """The averaged weights. Raises a ``UserError`` where none were asked for."""
         if self._ema is None:
@@ -126,7 +131,7 @@ class OneLaunch(Optimizer):
         plan, theirs = self._planned()
         scale, found_inf = self._scale()
         gradients = {p: p.grad for p in self._parameters() if p.grad is not None}
-        ours = {p: laid_as(g, p) for p, g in gradients.items() if p not in theirs} if plan.tables else {}
+        ours = {p: plan.laid(p, g) for p, g in gradients.items() if p not in theirs} if plan.tables else {}
         moving, scalars = self._moving(plan, ours) if plan.tables else ([], [])
 
         verdict = None
@@ -136,30 +141,35 @@ class OneLaunch(Optimizer):
         elif gradients and (wanted or (found_inf is not None and theirs)):
             verdict = ops.judged([*gradients.values()], scale, found_inf, self.max_norm, self.skip_non_finite)
         pair = None if verdict is None else verdict.pair
-        self._norm = None if verdict is None else verdict.norm
+        self._norm = None if verdict is None or self.max_norm is None else verdict.norm
 
-        if theirs and not (pair is not None and self._skips(pair, counts=not plan.tables)):
+        asks = self.skip_non_finite or found_inf is not None
+        if theirs and not (asks and pair is not None and self._skips(pair, counts=not plan.tables)):
             given = {p: ops.scaled(g, scale, pair) for p, g in gradients.items() if p in theirs}
             self._step_theirs(theirs, {p: g for p, g in given.items() if g is not p.grad})
             if self._ema is not None and not plan.tables:
                 self._counts()[1] += 1
         if plan.tables:
-            clips = self.weight_clip is not None
+            averages, clips = self._ema is not None, self.weight_clip is not None
             told = {"verdict": None if pair is None else pair.float(), "unscale": scale, "found_inf": found_inf}
-            plan.step(moving, self._counts(), clips=clips, scalars=bool(scalars), **told)
+            plan.step(moving, self._counts(), averages=averages, clips=clips, scalars=bool(scalars), **told)
 
     def _moving(self, plan: ops.Plan, gradients: dict[Tensor, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Put on the device what differs from step to step; return it, and the scalars there that belong to it."""
         groups = [(*self._numbers(group), *self._common(group)) for group in self.param_groups]
         bits, scalars = ops.bits_of(groups, self._device())
-        held = [*scalars, *gradients.values()]
-        moving = plan.send(gradients, bits, held)
+        moving = plan.send(gradients, bits)
         if capturing(self._device()):
-            self._held += held
+            self._held += (plan, *moving, *scalars, *gradients.values())
         return moving, scalars
 
     def _skips(self, pair: Tensor, counts: bool) -> bool:
         """Ask the host whether to skip what PyTorch steps."""
+        if capturing(pair.device):
+            raise UserError(
+                "some of these parameters go by PyTorch's own step, whose guard asks the host: it cannot be captured;"
+                " leave out the guard, or what brings that step: amsgrad, float64, gaps in memory"
+            )
         skips = bool(pair[1] != 0)
         if skips and counts:
             self._counts()[0] += 1
@@ -277,7 +287,12 @@ class OneLaunch(Optimizer):
         return {**super().state_dict(), EXTRAS: {"skipped": skipped, "averaged": averaged}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what this class or torch.optim's own saved; averages that are not there begin with the weights."""
+        """Load what this class or torch.optim's own saved; averages that are not there begin with the weights.
+
+        States and scalars on the device that are there already take what is loaded in their place: steps that were
+        captured, and schedules that write into those scalars, go on with it.
+        """
+        groups, states = [*map(dict, self.param_groups)], {p: dict(state) for p, state in self.state.items()}
         super().load_state_dict(state_dict)
         saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
         most = 0.0
@@ -286,6 +301,9 @@ class OneLaunch(Optimizer):
             if "ema" in state:  # PyTorch has rounded it to the parameter's dtype
                 self.state[p]["ema"] = state["ema"].to(p.device, wide_dtype(p))
                 most = max(most, float(state.get("step", 0.0)))
+        loaded = zip(states.values(), (self.state[p] for p in states), strict=True)
+        for former, now in chain(zip(groups, self.param_groups, strict=True), loaded):
+            now.update({name: in_place(former[name], now[name]) for name in former.keys() & now.keys()})
         extras = state_dict.get(EXTRAS, {"skipped": 0, "averaged": most})
         for at, name in enumerate(("skipped", "averaged")):
             self._counts()[at] = int(extras[name])

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fastgan.ops.optimizer_step import Number, Rule
 from fastgan.optim.one_launch import OneLaunch
@@ -17,7 +18,8 @@ class RMSprop(OneLaunch, torch.optim.RMSprop):
     STATES = ("square_avg", "momentum_buffer", "grad_avg")
 
     def _rule(self, group: Mapping[str, Any]) -> Rule | None:
-        return Rule("rmsprop", momentum=group["momentum"] > 0, centered=bool(group["centered"]))
+        momentum = isinstance(group["momentum"], Tensor) or group["momentum"] > 0  # of a tensor nobody asks the value
+        return Rule("rmsprop", momentum=momentum, centered=bool(group["centered"]))
 
     def _numbers(self, group: Mapping[str, Any]) -> tuple[Number, ...]:
         return (group["lr"], group["weight_decay"], group["eps"], 0.0, group["alpha"], group["momentum"], 0.0)

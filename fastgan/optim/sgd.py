@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fastgan.ops.optimizer_step import Number, Rule
 from fastgan.optim.one_launch import OneLaunch
@@ -17,7 +18,8 @@ class SGD(OneLaunch, torch.optim.SGD):
     STATES = ("momentum_buffer", "", "")
 
     def _rule(self, group: Mapping[str, Any]) -> Rule | None:
-        return Rule("sgd", momentum=group["momentum"] != 0, nesterov=bool(group["nesterov"]))
+        momentum = isinstance(group["momentum"], Tensor) or group["momentum"] != 0  # of a tensor nobody asks the value
+        return Rule("sgd", momentum=momentum, nesterov=bool(group["nesterov"]))
 
     def _numbers(self, group: Mapping[str, Any]) -> tuple[Number, ...]:
         return (group["lr"], group["weight_decay"], 0.0, 0.0, 0.0, group["momentum"], group["dampening"])

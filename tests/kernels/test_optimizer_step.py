@@ -86,7 +86,7 @@ def momentum_step(
     table, counters = Table(entries), torch.zeros(2, dtype=torch.int64, device=device)
     numbers = (LR, 0.0, 0.0, 0.0, 0.0, MOMENTUM, 0.0, 1.0, DECAY, 0.0, 0.0)
     bits, _ = bits_of([numbers], device)
-    moving = table.moving([0 if g is None else g.data_ptr() for g in gradients], bits, [])
+    moving = table.moving([0 if g is None else g.data_ptr() for g in gradients], bits)
     optimizer_step.optimizer_step(table.table, table.blocks, moving, counters, form, rounds=table.rounds, **more)
     return entries, table, counters
 
@@ -150,9 +150,8 @@ def test_order_of_arrival_does_not_matter(
     entries, table, counters = momentum_step(values, gradients, Form(Rule("sgd", momentum=True), torch.float32))
     check(entries, before, gradients, torch.float32)
     assert counters.tolist() == [0, 0]
-    moving = table.moving(
-        [g.data_ptr() for g in gradients if g is not None], bits_of([[1.0] * 11], table.device)[0], []
-    )
+    bits, _ = bits_of([[1.0] * 11], table.device)
+    moving = table.moving([g.data_ptr() for g in gradients if g is not None], bits)
     verdicts = [
         optimizer_norm.optimizer_norm(table.table, table.blocks, moving, torch.float32, rounds=1, most=1.0)
         for _ in range(2)
@@ -174,7 +173,7 @@ def test_a_verdict_finds_what_is_not_finite(device: str, bad: float, at: int, nu
     bits, _ = bits_of([[1.0] * 11], table.device)
 
     def verdict(given: Tensor, **how: Any) -> list[float]:
-        moving = table.moving([given.data_ptr()], bits, [])
+        moving = table.moving([given.data_ptr()], bits)
         pair, _ = optimizer_norm.optimizer_norm(table.table, table.blocks, moving, torch.float32, rounds=1, **how)
         return pair.tolist()
 
@@ -196,13 +195,18 @@ def test_addresses_pass_2_to_31_elements(sparse: Callable[[torch.dtype], Tensor]
     step = torch.ones(())
     table = Table([Entry(value, (momentum, None, None), step, None, None, 0)])
     bits, _ = bits_of([(LR, 0.0, 0.0, 0.0, 0.0, MOMENTUM, 0.0, 1.0, 0.0, 0.0, 0.0)], table.device)
-    moving = table.moving([gradient.data_ptr()], bits, [])
+    moving = table.moving([gradient.data_ptr()], bits)
     last = table.blocks[-1:].clone()
     turns = -(-(count - int(last[0, 1]) * table.rounds * BLOCK) // BLOCK)
     last[0, 1], rounds = int(last[0, 1]) * table.rounds + turns - 1, 1  # the last block alone
     form = Form(Rule("sgd", momentum=True), torch.float16)
     optimizer_step.optimizer_step(table.table, last, moving, torch.zeros(2, dtype=torch.int64), form, rounds=rounds)
     assert torch.equal(value[-6:], torch.tensor([0.0] + [1 - LR * 5] * 5).half())
+    pair, norm = optimizer_norm.optimizer_norm(table.table, last, moving, torch.float16, rounds=rounds, guards=True)
+    assert float(norm) == pytest.approx(20**0.5) and pair.tolist() == [1.0, 0.0]
+    gradient[-1] = float("nan")
+    pair, _ = optimizer_norm.optimizer_norm(table.table, last, moving, torch.float16, rounds=rounds, guards=True)
+    assert pair.tolist() == [1.0, 1.0]
 
 
 def test_variants_differ() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import fastgan
 from fastgan.ops import optimizer_step as ops
-from fastgan.ops.optimizer_table import Entry, Table, dense, in_turns, laid_as, shadow_of, turn
+from fastgan.ops.optimizer_table import Entry, Table, dense, in_turns, laid_as, lies_as, shadow_of, turn
 
 
 def entry(param: Tensor, shadow: Tensor | None = None) -> Entry:
@@ -54,6 +54,7 @@ def test_overlapping_parameters_take_turns() -> None:
     entries = [entry(base[begin:end]) for begin, end in spans]
     apart = [entries[at] for at in (0, 1, 3, 5)]
     assert in_turns(apart) == [apart] and in_turns([]) == []
+    assert [len(turn) for turn in in_turns([entries[0], entries[0]])] == [1, 1, 1]
     turns = in_turns(entries)
     began = [[(e.param.storage_offset(), e.moves) for e in its] for its in turns]
     assert [[at for at, _ in its] for its in began[:-1]] == [[0, 10, 40, 60], [15], [5]]
@@ -65,6 +66,10 @@ def test_gradients_are_copied_only_where_they_lie_otherwise() -> None:
     assert laid_as(param, param) is param
     copied = laid_as(gradient, param)
     assert copied.stride() == param.stride() and torch.equal(copied, gradient)
+    assert laid_as(param.half(), param).dtype == torch.float32
+    narrow = torch.zeros(4, 6, 1, 1)  # strides of a dimension of size 1 say nothing
+    assert lies_as(narrow.contiguous(memory_format=torch.channels_last).as_strided((4, 6, 1, 1), (6, 1, 6, 6)), narrow)
+    assert not lies_as(torch.zeros(1).expand(4, 6, 1, 1), narrow)
 
 
 def test_programs_are_shared_out_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,11 +89,11 @@ def test_programs_are_shared_out_in_blocks(monkeypatch: pytest.MonkeyPatch) -> N
 def test_addresses_are_sent_only_when_they_change() -> None:
     pytest.importorskip("triton")
     table, bits = Table([entry(torch.zeros(3)), entry(torch.zeros(4))]), ops.bits_of([[0.5] * ops.NUMBERS], CPU)[0]
-    first = table.moving([16, 0], bits, [])
+    first = table.moving([16, 0], bits)
     assert first[:2].tolist() == [16, 0] and first[2:].view(torch.float64)[::2].tolist() == [0.5] * ops.NUMBERS
-    assert table.moving([16, 0], bits, []) is first
-    assert table.moving([16, 32], bits, []) is not first
-    assert table.moving([16, 32], ops.bits_of([[0.25] * ops.NUMBERS], CPU)[0], [])[2:].view(torch.float64)[0] == 0.25
+    assert table.moving([16, 0], bits) is first
+    assert table.moving([16, 32], bits) is not first
+    assert table.moving([16, 32], ops.bits_of([[0.25] * ops.NUMBERS], CPU)[0])[2:].view(torch.float64)[0] == 0.25
 
 
 def test_numbers_on_the_device_are_told_by_their_address() -> None:

@@ -59,6 +59,32 @@ def test_states_travel_to_and_from_torch(
 
 
 @pytest.mark.parametrize("backend", ["reference", pytest.param("triton", marks=pytest.mark.interpret)])
+def test_what_is_loaded_takes_the_place_of_what_was_there(backend: str, weights: Weights, pull: Pull) -> None:
+    """A captured step and a schedule know tensors, not the optimiser."""
+    own, its = weights(), weights()
+    rate, betas = torch.tensor(0.5), (torch.tensor(0.25), torch.tensor(0.75))
+    ours = optim.Adam(own, lr=rate, betas=betas, ema=optim.EMA(0.5))
+    other = optim.Adam(its, lr=0.125, betas=(0.5, 0.875), ema=optim.EMA(0.5))
+    with fastgan.backend(backend):
+        for step in range(3):
+            pull(step, own, its)
+            ours.step()
+            other.step()
+            if step == 0:
+                other.step()
+    states = {p: dict(state) for p, state in ours.state.items()}
+    ours.load_state_dict(saved(other))
+    assert ours.param_groups[0]["lr"] is rate and float(rate) == 0.125
+    assert ours.param_groups[0]["betas"] == betas and [*map(float, betas)] == [0.5, 0.875]
+    for p, q in zip(own, its, strict=True):
+        for name, value in states[p].items():
+            assert ours.state[p][name] is value and torch.equal(value, other.state[q][name])
+    torch_own = torch.optim.Adam(its, lr=0.25)
+    ours.load_state_dict(torch_own.state_dict())
+    assert ours.param_groups[0]["lr"] is rate and float(rate) == 0.25
+
+
+@pytest.mark.parametrize("backend", ["reference", pytest.param("triton", marks=pytest.mark.interpret)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_averages_and_counts_are_saved(backend: str, dtype: torch.dtype, weights: Weights, pull: Pull) -> None:
     own, its = weights("cpu", dtype), weights("cpu", dtype)
