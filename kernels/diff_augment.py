@@ -126,6 +126,12 @@ def _sum(
     return tl.sum(tl.sum(total, axis=1), axis=0)
 
 
+@triton.jit
+def elements(C, H, W):
+    """How many elements an image has, which may be more than int32 holds."""
+    return (tl.cast(C, tl.int64) * H * W).to(tl.float32)
+
+
 @triton.jit(do_not_specialize=["C", "H", "parts", "before", "after", "lift"])
 def diff_augment_kernel(
     x, y, rng, C, H, W, parts, before, after, lift, x_n, x_c, x_h, x_w, y_n, y_c, y_h, y_w,
@@ -144,7 +150,7 @@ def diff_augment_kernel(
     mean = 0.0
     if COLOR:
         total = _sum(x, C, H, W, x_c, x_h, x_w, before * t_h, before * t_w, top, left, BEFORE, LAST, BR, BL)
-        mean = total / (C * H * W).to(tl.float32)
+        mean = total / elements(C, H, W)
 
     channel = tl.arange(0, BC).to(tl.int64)[:, None, None]  # [BC, 1, 1]
     tiles_w = tl.cdiv(W, BW)

@@ -121,8 +121,10 @@ def r1_from(logits: Tensor, samples: Tensor) -> Penalty:
 def dragan(critic: Critic, real: Tensor, *args: object, center: float = 1.0) -> Penalty:
     """E[(||grad D(x + d)|| - center)^2] around real samples, d normal with half the batch's deviation: DRAGAN.
 
-    Source: Kodali et al. 2017, "On Convergence and Stability of GANs", algorithm 1, with c = (std / 2)^2 as the
-    authors' code has it; the deviation is that of all elements of the batch. The noise is PyTorch's generator's.
+    Source: Kodali et al. 2017, "On Convergence and Stability of GANs": d ~ N(0, c I). Its c is here the square of half
+    the deviation of all the batch's elements, the size of the noise in the authors' code, which draws it uniform from
+    0 up. Deviation, noise and sum are three launches of PyTorch's, by its generator, and no kernel of ours: one would
+    spare a launch, and that the noise is written and read, beside all the products that the critic takes.
 
     Args:
         critic: samples, *args -> logits.
@@ -133,6 +135,7 @@ def dragan(critic: Critic, real: Tensor, *args: object, center: float = 1.0) -> 
     Raises:
         UserError: for a critic that is compiled, or whose logits do not depend on the samples.
     """
+    _floating(real)
     with torch.no_grad():
         around = torch.addcmul(real, torch.randn_like(real), real.std(correction=0), value=NOISE)
     norms = _norms(_gradient(critic, around, *args))
@@ -164,8 +167,9 @@ class Anchors(nn.Module):
     def update(self, real_logits: Tensor, fake_logits: Tensor) -> None:
         """Move the averages by those of a batch."""
         with torch.no_grad():
-            means = [_full(real_logits).mean(), _full(fake_logits).mean(), torch.ones_like(self.weight)]
-            torch._foreach_lerp_([self.real, self.fake, self.weight], [m.float() for m in means], 1 - self.decay)
+            means = [_full(logits).mean().to(self.weight.dtype) for logits in (real_logits, fake_logits)]
+            targets = [*means, torch.ones_like(self.weight)]
+            torch._foreach_lerp_([self.real, self.fake, self.weight], targets, 1 - self.decay)
 
     def means(self) -> tuple[Tensor, Tensor]:
         """Return the averages on real and on generated samples; NaN before the first update."""
@@ -176,8 +180,9 @@ def lecam(real_logits: Tensor, fake_logits: Tensor, anchors: Anchors) -> Tensor:
     """E[(D(real) - a_fake)^2] + E[(D(fake) - a_real)^2], a being moving averages of D: a float32 scalar.
 
     Source: Tseng et al. 2021, "Regularizing Generative Adversarial Networks under Limited Data", section 3: each side
-    is drawn to where the other one was. Moves the anchors first where they are in training mode. Differentiable in the
-    logits as often as asked; the anchors are constants.
+    is drawn to where the other one was, from both sides as the paper has it; its published code counts only what lies
+    beyond, relu(D(real) - a_fake)^2 and relu(a_real - D(fake))^2. Moves the anchors first where they are in training
+    mode. Differentiable in the logits as often as asked; the anchors are constants.
 
     Args:
         real_logits, fake_logits: any shapes.
@@ -199,13 +204,18 @@ def _between(real: Tensor, fake: Tensor, rng: Tensor | None) -> Tensor:
 
 def _gradient(critic: Critic, samples: Tensor, *args: object) -> Tensor:
     """Return the gradient of the critic's logits at detached samples."""
-    if not samples.is_floating_point():
-        kind = str(samples.dtype).removeprefix("torch.")
-        raise UserError(f"a critic's gradient is taken at samples in floating point, not {kind}: scale them first")
+    _floating(samples)
     with torch.enable_grad():
         samples = samples.requires_grad_()
         logits = critic(samples, *args)
     return _differentiate(logits, samples)
+
+
+def _floating(samples: Tensor) -> None:
+    """Refuse samples that nothing can be differentiated by."""
+    if not samples.is_floating_point():
+        kind = str(samples.dtype).removeprefix("torch.")
+        raise UserError(f"a critic's gradient is taken at samples in floating point, not {kind}: scale them first")
 
 
 def _differentiate(logits: Tensor, samples: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch.autograd import Function
 from fastgan.errors import UserError, unknown
 from fastgan.ops import dropout as drop
 from fastgan.ops.backend import by_reference, register
+from fastgan.ops.conv_compute import format_of
 from fastgan.ops.registration import batched, below_autograd, register_op, traced, transformed
 
 OP = register("diff_augment")
@@ -44,8 +45,9 @@ def diff_augment(input: Tensor, policy: str = POLICY, *, rng: Tensor | None = No
             same ``rng``, image n of every call has the same draws.
 
     Returns:
-        (N, C, H, W) in the input's dtype, under autocast too, formed in fp32; channels_last where the input is, else
-        contiguous. What is cut out or comes from beyond a border is 0 even where the image is not finite.
+        (N, C, H, W) in the input's dtype, under autocast too, formed in fp32; channels_last where the input or what it
+        is a crop of is, else contiguous. What is cut out or comes from beyond a border is 0 even where the image is not
+        finite.
 
     Gradient order: any, with respect to the input: the map is linear but for the brightness. Nothing is kept but the
     16 bytes of ``rng``. Functional transforms (``torch.func``) go by plain PyTorch.
@@ -133,7 +135,8 @@ def _no_images(input: Tensor) -> UserError:
 
 
 def _channels_last(input: Tensor) -> bool:
-    return input.is_contiguous(memory_format=torch.channels_last) and not input.is_contiguous()
+    """Whether images lie as channels_last ones do, dense or cropped."""
+    return format_of(input) == torch.channels_last and not input.is_contiguous()
 
 
 def _fits(input: Tensor) -> bool:

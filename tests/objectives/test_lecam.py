@@ -43,6 +43,13 @@ def test_anchors_stand_still_in_evaluation_and_go_into_a_checkpoint() -> None:
     assert torch.equal(lecam(logits(4, seed=2), logits(4, seed=3), again), before)
 
 
+def test_anchors_follow_a_network_into_float64() -> None:
+    anchors = Anchors().double()
+    for dtype in (torch.float64, torch.float32):
+        lecam(logits(4, dtype=dtype), logits(4, seed=1, dtype=dtype), anchors)
+    torch.testing.assert_close(anchors.means()[0], logits(4, dtype=torch.float64).mean(), rtol=1e-6, atol=0)
+
+
 def test_a_later_batch_leaves_the_gradient_of_an_earlier_one() -> None:
     anchors, real = Anchors(), logits(4).requires_grad_()
     first = lecam(real, logits(4, seed=1), anchors)

@@ -106,6 +106,20 @@ def test_what_a_penalty_costs_in_products(device: str, products: Counter[str]) -
         assert products.total() == 4 * 3 - 1 and products["linear_bwd_weight"] == 3
 
 
+def test_what_dragans_points_cost() -> None:
+    """The three launches that its docstring counts."""
+    names: list[Counter[str]] = []
+
+    def critic(x: Tensor) -> Tensor:
+        names.append(seen.count.copy())
+        return x.sum(1)
+
+    with Operations() as seen:
+        dragan(critic, numbers(4, 3))
+    silent = ("detach", "alias", "randn", "empty_like", "normal_")  # views, and what randn_like is made of
+    assert {name: n for name, n in names[0].items() if name not in silent} == {"randn_like": 1, "std": 1, "addcmul": 1}
+
+
 @every
 def test_nothing_else_is_touched(name: str) -> None:
     critic = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
@@ -164,5 +178,6 @@ def test_mistakes_are_named_in_a_line() -> None:
     for blind in (lambda x: critic(x.detach()), lambda x: critic(x).detach()):
         with pytest.raises(UserError, match="do not depend on its samples"):
             r1(blind, x)
-    with pytest.raises(UserError, match="floating point, not uint8"):
-        r1(critic, x.byte())
+    for penalty in (r1, dragan):
+        with pytest.raises(UserError, match="floating point, not uint8"):
+            penalty(critic, x.byte())

@@ -173,6 +173,9 @@ def test_dtype_and_layout_are_kept(dtype: torch.dtype) -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             y = diff_augment(x.contiguous(memory_format=layout))
         assert y.dtype == dtype and y.is_contiguous(memory_format=layout)
+        cropped = diff_augment(x.contiguous(memory_format=layout)[1:, :, 1:-1, 1:-1])
+        assert cropped.is_contiguous(memory_format=layout)
+    assert diff_augment(x[:, :1].contiguous(memory_format=torch.channels_last)).stride() == (30, 30, 6, 1)
     rng = seeded(3)
     narrow, exact = diff_augment(x, rng=rng), diff_augment(x.double(), rng=rng)
     torch.testing.assert_close(narrow.double(), exact, rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
