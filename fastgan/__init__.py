@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fastgan.ops.backend import backend as backend
+    from fastgan.train.capture import capture as capture
+    from fastgan.train.generate import load as load
     from fastgan.train.trainer import Trainer as Trainer
 
 __version__ = "0.1.0"
@@ -26,7 +28,12 @@ FLOORS = (
     "benchmarks",
     "cli",
 )
-NAMES = {"backend": "fastgan.ops.backend", "Trainer": "fastgan.train.trainer"}
+NAMES = {
+    "backend": "fastgan.ops.backend",
+    "capture": "fastgan.train.capture",
+    "load": "fastgan.train.generate",
+    "Trainer": "fastgan.train.trainer",
+}
 
 __all__ = ["__version__", *FLOORS, *NAMES]
 

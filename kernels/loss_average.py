@@ -9,7 +9,7 @@ mean distance from it: the differences of large logits that are near each other 
 import triton
 import triton.language as tl
 
-from fastgan.kernels.loss_terms import sigmoid, weighted_cross_entropy
+from fastgan.kernels.loss_terms import blocks_of, sigmoid, weighted_cross_entropy
 
 
 @triton.jit
@@ -18,22 +18,24 @@ def shifted_mean(x, N, x_n, share, BLOCK: tl.constexpr):
     origin = tl.load(x, mask=N > 0, other=0.0).to(tl.float32)
     origin = tl.where(tl.abs(origin) < float("inf"), origin, 0.0)
     rest = tl.zeros([BLOCK], tl.float32)
-    for done in range(0, N, BLOCK):
-        at = tl.cast(done, tl.int64) + tl.arange(0, BLOCK)
+    for block in range(0, blocks_of(N, BLOCK)):
+        at = tl.cast(block, tl.int64) * BLOCK + tl.arange(0, BLOCK)
         logit = tl.load(x + at * x_n, mask=at < N, other=0.0).to(tl.float32)
         rest += tl.where(at < N, logit - origin, 0.0)
     return origin, tl.sum(rest, axis=0) * share
 
 
 @triton.jit
-def against_mean(x, weight, N, x_n, weight_n, origin, rest, side, WATCHED: tl.constexpr, BLOCK: tl.constexpr):
-    """Sums over a batch of softplus(side (x - mean)), its slope, the scores and those above the mean."""
+def against_mean(
+    x, weight, N, x_n, weight_n, origin, rest, side, WATCHED: tl.constexpr, ABOVE: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Sums over a batch of softplus(side (x - mean)), its slope, the scores and those above the mean, or not above."""
     losses = tl.zeros([BLOCK], tl.float32)
     pulls = tl.zeros([BLOCK], tl.float32)
     scores = tl.zeros([BLOCK], tl.float32)
-    above = tl.zeros([BLOCK], tl.float32)
-    for done in range(0, N, BLOCK):
-        at = tl.cast(done, tl.int64) + tl.arange(0, BLOCK)  # [BLOCK]
+    right = tl.zeros([BLOCK], tl.float32)
+    for block in range(0, blocks_of(N, BLOCK)):
+        at = tl.cast(block, tl.int64) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
         inside = at < N
         logit = tl.load(x + at * x_n, mask=inside, other=0.0).to(tl.float32)
         logit = (logit - origin) - rest
@@ -46,15 +48,15 @@ def against_mean(x, weight, N, x_n, weight_n, origin, rest, side, WATCHED: tl.co
         pulls += tl.where(inside, slope, 0.0)
         if WATCHED:
             scores += tl.where(inside, sigmoid(logit), 0.0)
-            above += tl.where(inside & (logit > 0), 1.0, 0.0)
-    return tl.sum(losses, axis=0), tl.sum(pulls, axis=0), tl.sum(scores, axis=0), tl.sum(above, axis=0)
+            right += tl.where(inside & ((logit > 0) if ABOVE else (logit <= 0)), 1.0, 0.0)
+    return tl.sum(losses, axis=0), tl.sum(pulls, axis=0), tl.sum(scores, axis=0), tl.sum(right, axis=0)
 
 
 @triton.jit
 def store_against_mean(x, weight, slopes, N, x_n, weight_n, origin, rest, side, share, pull, BLOCK: tl.constexpr):
     """Store side s(side (x - mean)) / n of a batch, and in each the part of the other batch's pull on this mean."""
-    for done in range(0, N, BLOCK):
-        at = tl.cast(done, tl.int64) + tl.arange(0, BLOCK)  # [BLOCK]
+    for block in range(0, blocks_of(N, BLOCK)):
+        at = tl.cast(block, tl.int64) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
         inside = at < N
         logit = tl.load(x + at * x_n, mask=inside, other=0.0).to(tl.float32)
         _, slope = weighted_cross_entropy(side * ((logit - origin) - rest), 0.0, 1.0)
@@ -75,11 +77,11 @@ def average_loss_kernel(
     fake_side: tl.constexpr = 1.0 if RAISED == "real" else -1.0
     real_origin, real_rest = shifted_mean(real, N, real_n, real_share, BLOCK)
     fake_origin, fake_rest = shifted_mean(fake, M, fake_n, fake_share, BLOCK)
-    loss_0, pull_0, score_0, above_0 = against_mean(
-        real, real_weight, N, real_n, real_weight_n, fake_origin, fake_rest, real_side, WATCHED, BLOCK
+    loss_0, pull_0, score_0, right_0 = against_mean(
+        real, real_weight, N, real_n, real_weight_n, fake_origin, fake_rest, real_side, WATCHED, True, BLOCK
     )
-    loss_1, pull_1, score_1, above_1 = against_mean(
-        fake, fake_weight, M, fake_n, fake_weight_n, real_origin, real_rest, fake_side, WATCHED, BLOCK
+    loss_1, pull_1, score_1, right_1 = against_mean(
+        fake, fake_weight, M, fake_n, fake_weight_n, real_origin, real_rest, fake_side, WATCHED, False, BLOCK
     )
     tl.store(loss, loss_0 * real_share + loss_1 * fake_share)
     if real_slopes is not None:
@@ -95,5 +97,5 @@ def average_loss_kernel(
     if WATCHED:
         tl.store(watched, score_0 * real_share)
         tl.store(watched + 1, score_1 * fake_share)
-        tl.store(watched + 2, above_0 * real_share)
-        tl.store(watched + 3, 1.0 - above_1 * fake_share)
+        tl.store(watched + 2, right_0 * real_share)
+        tl.store(watched + 3, right_1 * fake_share)

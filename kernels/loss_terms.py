@@ -20,6 +20,12 @@ TINY, LIFT, LOWERED = tl.constexpr(1e-30), tl.constexpr(2.0**64), tl.constexpr(4
 
 
 @triton.jit
+def blocks_of(N, BLOCK: tl.constexpr):
+    """How many blocks hold N elements, one for none: ``cdiv`` would leave int32 where N nearly does."""
+    return (N - 1) // BLOCK + 1
+
+
+@triton.jit
 def tails(x):
     """log(1 + e^-|x|), s(-|x|) and s(|x|), each to a few ulp: what hardware's exp alone loses where |x| is large."""
     size = tl.abs(x)

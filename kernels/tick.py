@@ -21,7 +21,7 @@ overlap. One program of one warp; no atomics.
 
 Bytes: 44 S + 28 K. FLOPs: about 20 S, 150 S in fp64 where a curve is bent. What it costs is the launch.
 
-Registers a thread, the most of the variants on sm_80, 86, 89, 90, 100 and 120 (Triton 3.7.1): REGISTERS_ARE.
+Registers a thread, the most of the variants on sm_80, 86, 89, 90, 100 and 120 (Triton 3.7.1): 44; nothing spilled.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ MOST = 16  # scalars that a launch observes
 CONSTANT, LINEAR, COSINE, EXPONENTIAL = map(tl.constexpr, range(4))  # kinds of schedules
 COLUMNS = tl.constexpr(5)  # kind, first, last, begin, length
 BLOCK = 32  # schedules at a time: a warp's
-REGISTERS = 128  # the cap
+REGISTERS = 64  # the cap
 OBSERVED = tuple(f"observed_{k}" for k in range(MOST))
 HALF_PI = tl.constexpr(1.5707963267948966)
 

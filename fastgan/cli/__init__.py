@@ -16,12 +16,13 @@ from fastgan.errors import NonFiniteError, UserError, require, unknown
 VERBS = {
     "train": "train a preset or a configuration file; without one, list the presets",
     "sample": "draw new samples from a finished or running training",
+    "export": "write a trained generator as safetensors, a torch.export program or ONNX",
     "theory": "check the theory of GANs by numbers, print each claim and draw it",
     "doctor": "show GPU, driver, libraries, and which backend each op takes here",
     "bench": "run a benchmark suite; without one, list the suites",
 }
 
-PARSED_BY_TYRO = ("train", "sample", "theory")  # doctor and bench run where it is missing
+PARSED_BY_TYRO = ("train", "sample", "export", "theory")  # doctor and bench run where it is missing
 
 
 def main(argv: Sequence[str] | None = None) -> int:

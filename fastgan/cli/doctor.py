@@ -25,10 +25,13 @@ LIBRARIES = (
     "Pillow",
     "PyYAML",
     "safetensors",
+    "scipy",
     "matplotlib",
     "torchmetrics",
     "tensorboard",
     "onnx",
+    "onnxruntime",
+    "onnxscript",
 )
 
 

@@ -6,19 +6,23 @@ import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
+import torch
 import tyro
 from torch import Tensor
 
-from fastgan.cli.arguments import Text, Whole, folder, parse
+from fastgan.cli.arguments import Flag, Text, Whole, folder, parse
 from fastgan.cli.output import say
 from fastgan.errors import UserError
 from fastgan.presets.values import coerce
 from fastgan.train import pictures
 from fastgan.train.files import replacing
-from fastgan.train.generate import load_generator
+from fastgan.train.generate import WEIGHTS, Generator, load_generator
+from fastgan.train.latents import Layout
+
+MANY = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -26,13 +30,25 @@ class Arguments:
     """Draw new samples from a run."""
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """The run's folder, such as runs/gan-digits."""
-    n: Whole = "64"
-    """How many samples."""
+    """The run's folder, such as runs/gan-digits, or a .safetensors that 'fastgan export' wrote."""
+    n: Whole = None
+    """How many samples. Default: 64, or 8 rows, or a row of each class."""
     seed: Whole = None
     """Seed of the latents; without one a fresh seed is drawn and printed."""
+    label: Annotated[str | None, tyro.conf.arg(name="class", metavar="C|rows")] = None
+    """Of a generator that knows classes: samples of class C only, or a row of each class, the same latents in each.
+    Default: classes at random."""
     out: Text = None
-    """A .png (one grid), a .npz (key images, or points), or a new folder (a PNG each). Default: RUN/sample-SEED.png."""
+    """A .png (one grid), a .npz (key images, or points), or a new folder (a PNG each). Default: RUN/sample-SEED.png,
+    or interpolation-SEED.png."""
+    which: Annotated[str, tyro.conf.arg(metavar="ema|raw")] = "ema"
+    """ema: the averaged weights, where the run keeps an average; raw: those of the last update."""
+    interpolate: Flag = False
+    """Rows from one latent to another: on the sphere for normal latents, straight for uniform ones."""
+    row: Whole = None
+    """Samples in a row. Default: 8 with --interpolate or --class rows, else so many that the grid is square."""
+    truncation: Annotated[str | None, tyro.conf.arg(metavar="T")] = None
+    """Draw components of the latents that lie outside [-T, T] again, inside: less variety, fewer odd samples."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
 
@@ -40,19 +56,54 @@ class Arguments:
 def main(arguments: Sequence[str]) -> int:
     """Run the verb and return its exit code."""
     wishes = parse(Arguments, "sample", arguments)
-    n = _between("--n", wishes.n, 1, 2**31)
     seed = secrets.randbelow(2**31) if wishes.seed is None else _between("--seed", wishes.seed, 0, 2**32 - 1)
     run = folder("RUN", wishes.run) or Path()
-    generator = load_generator(run, wishes.device)
-    out = folder("--out", wishes.out) or run / f"sample-{seed}.png"
+    named = folder("--out", wishes.out)
+    out = (
+        named
+        or (run.parent if run.is_file() else run) / f"{'interpolation' if wishes.interpolate else 'sample'}-{seed}.png"
+    )
     write = _writer(out, of_folder=(wishes.out or "").endswith(("/", "\\")))
-    samples = generator.sample(n, seed)
+    generator = load_generator(run, wishes.device, wishes.which)
+    layout, cut = _layout(wishes, generator), _truncation(wishes.truncation)
+    random = torch.Generator().manual_seed(seed)
+    z = layout.latents(generator.config.latent, generator.config.z_dim, random, cut)
+    labels = layout.labels(generator.classes, random)
+    samples = generator.make(z, labels)
     try:
-        write(samples, out)
+        write(samples, labels, out, layout.columns)
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror or error}; give another --out") from error
-    say(f"{out}: {n} samples of step {generator.step}, seed {seed}")
+    say(f"{out}: {len(samples)} samples of step {generator.step}, {WEIGHTS[generator.which]}, seed {seed}")
     return 0
+
+
+def _layout(wishes: Arguments, generator: Generator) -> Layout:
+    """Which samples to draw, as far as the generator can."""
+    label = wishes.label
+    if label is not None and not generator.classes:
+        raise UserError(f"--class {label}: the generator of {wishes.run} knows no classes; leave --class out")
+    class_rows = label == "rows"
+    of_class = None if label is None or class_rows else _between("--class", label, 0, generator.classes - 1)
+    row = None if wishes.row is None else _between("--row", wishes.row, 2 if wishes.interpolate else 1, MANY)
+    n = None if wishes.n is None else _between("--n", wishes.n, 1, MANY)
+    if not wishes.interpolate and not class_rows:
+        n = n or 64
+        return Layout(n, None if row is None else min(row, n), label=of_class)
+    row = row or 8
+    n = n or row * (generator.classes if class_rows else 8)
+    if n % row:
+        raise UserError(f"--n {n} does not fill rows of {row}: give a multiple of {row}, or another --row")
+    return Layout(n, row, wishes.interpolate, of_class, class_rows)
+
+
+def _truncation(text: str | None) -> float | None:
+    if text is None:
+        return None
+    bound: float = coerce("--truncation", text, float)
+    if bound <= 0:
+        raise UserError(f"--truncation must be above 0, such as 0.7, not {bound:g}")
+    return bound
 
 
 def _between(option: str, value: object, least: int, most: int) -> int:
@@ -62,18 +113,21 @@ def _between(option: str, value: object, least: int, most: int) -> int:
     return number
 
 
-def _writer(out: Path, of_folder: bool) -> Callable[[Tensor, Path], None]:
+Writer = Callable[[Tensor, Tensor | None, Path, int | None], None]
+
+
+def _writer(out: Path, of_folder: bool) -> Writer:
     """What writes samples in the form that the name of ``out`` asks for."""
     if of_folder or out.is_dir() or not out.suffix:
         return _write_folder
     if out.suffix.lower() == ".png":
-        return pictures.save_samples
+        return lambda samples, labels, out, columns: pictures.save_samples(samples, out, columns=columns)
     if out.suffix.lower() == ".npz":
         return _write_array
     raise UserError(f"--out {out}: samples are written as .png, .npz or into a folder (FOLDER/)")
 
 
-def _write_folder(samples: Tensor, out: Path) -> None:
+def _write_folder(samples: Tensor, labels: Tensor | None, out: Path, columns: int | None) -> None:
     if samples.ndim != 4:
         raise UserError(f"--out {out}: points are no pictures to fill a folder with; give a .png or a .npz")
     out.mkdir(parents=True, exist_ok=True)
@@ -81,13 +135,16 @@ def _write_folder(samples: Tensor, out: Path) -> None:
         raise UserError(f"--out {out}: that folder is not empty; give a new one")
     width = len(str(len(samples) - 1))
     for index, sample in enumerate(samples):
-        pictures.image(sample).save(out / f"{index:0{width}}.png")
+        with replacing(out / f"{index:0{width}}.png") as temporary:
+            pictures.image(sample).save(temporary, format="PNG")
 
 
-def _write_array(samples: Tensor, out: Path) -> None:
-    """Images as uint8 NHWC under the key ``images``, which ``--data npz:PATH`` reads again; points as float32."""
+def _write_array(samples: Tensor, labels: Tensor | None, out: Path, columns: int | None) -> None:
+    """Images as uint8 NHWC under ``images``, which ``--data npz:PATH`` reads again; points as float32; labels."""
+    arrays: dict[str, Any] = {} if labels is None else {"labels": labels.numpy()}
+    if samples.ndim == 4:
+        arrays["images"] = pictures.pixels(samples).permute(0, 2, 3, 1).numpy()
+    else:
+        arrays["points"] = samples.numpy()
     with replacing(out) as temporary, temporary.open("wb") as file:
-        if samples.ndim == 4:
-            np.savez_compressed(file, images=pictures.pixels(samples).permute(0, 2, 3, 1).numpy())
-        else:
-            np.savez_compressed(file, points=samples.numpy())
+        np.savez_compressed(file, **arrays)

@@ -42,7 +42,8 @@ class GANLoss(nn.Module):
             is.
         label_flip: the probability that a label is the other one.
 
-    Shape: logits of any shape -> (), fp32. Gradients of any order; see ``fastgan.ops.gan_loss``.
+    Shape: logits of any shape -> (), fp32; float64 logits give float64. Gradients of any order; see
+    ``fastgan.ops.gan_loss``.
 
     Raises:
         UserError: for an unknown name, and an option that the objective has no use for.

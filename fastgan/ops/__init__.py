@@ -13,8 +13,13 @@ from fastgan.ops.conv import conv_transpose2d_act as conv_transpose2d_act
 from fastgan.ops.diff_augment import diff_augment as diff_augment
 from fastgan.ops.gan_loss import gan_loss as gan_loss
 from fastgan.ops.interpolate import interpolate as interpolate
+from fastgan.ops.latent import labels as labels
+from fastgan.ops.latent import latent as latent
 from fastgan.ops.linear import linear_act as linear_act
 from fastgan.ops.maxout import maxout as maxout
+from fastgan.ops.permutation import permuted as permuted
+from fastgan.ops.real_batch import chosen as chosen
+from fastgan.ops.real_batch import real_batch as real_batch
 from fastgan.ops.tick import scheduled as scheduled
 from fastgan.ops.tick import tick as tick
 from fastgan.ops.unit_gradient import unit_gradient as unit_gradient

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -68,7 +70,8 @@ def gan_loss(
             score of real and of fake samples, then the share of each that D tells rightly, by true labels and
             unweighted. A score is D(x) = sigmoid(x) for minimax and non_saturating, sigmoid(x_i - y_i) and
             sigmoid(x - E y) for relativistic ones, and x itself for the others. Rightly: a real sample above the bound
-            (1/2 for least_squares, else 0, of what the sigmoid is taken of) and a fake one not above.
+            (1/2 for least_squares, else 0, of what the sigmoid is taken of) and a fake one not above; in
+            ``relativistic`` both where x_i > y_i.
 
     Returns:
         The loss, () fp32, under autocast too; fp64 for fp64 logits. Finite for logits up to 1e4 and far beyond; NaN in
@@ -110,9 +113,11 @@ def check_options(name: str, label_smoothing: float | tuple[float, float], label
     _form(name, SIDES[0], label_smoothing, label_flip)
 
 
-def _form(name: str, side: str, smoothing: float | tuple[float, float], flip: float) -> Form:
+def _form(name: str, side: str, smoothing: float | Sequence[float], flip: float) -> Form:
     """Return what is to be computed, or say which option makes no sense."""
-    labels = smoothing if isinstance(smoothing, tuple) else (smoothing, 0.0)
+    labels = tuple(smoothing) if isinstance(smoothing, (tuple, list)) else (smoothing, 0.0)
+    if len(labels) != 2:
+        raise UserError(f"label_smoothing {smoothing}: give one number, or one for each of the two labels")
     if torch.compiler.is_compiling():  # which would watch the dictionary grow
         return _new_form(name, side, labels, flip)
     key = (name, side, labels, flip)

@@ -75,16 +75,22 @@ def batched(*gradients: Tensor | None) -> bool:
 
 def autocast(input: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
     """Cast floating tensors on the input's device, other than float64, as autocast does for a matrix product there."""
+    dtype, kind = autocast_dtype(input), input.device.type
+    if dtype is None:
+        return input, *others
+    return tuple(t.to(dtype) if t is not None and eligible(t, kind) else t for t in (input, *others))
+
+
+def autocast_dtype(input: Tensor) -> torch.dtype | None:
+    """Return the dtype that autocast wants of operands on the input's device; None where it is off."""
     if not _any_autocast():
-        return input, *others
+        return None
     kind = input.device.type
-    if not torch.is_autocast_enabled(kind):
-        return input, *others
-    dtype = torch.get_autocast_dtype(kind)
-    return tuple(t.to(dtype) if t is not None and _eligible(t, kind) else t for t in (input, *others))
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
 
-def _eligible(tensor: Tensor, kind: str) -> bool:
+def eligible(tensor: Tensor, kind: str) -> bool:
+    """Whether autocast for that kind of device casts the tensor."""
     return tensor.is_floating_point() and tensor.dtype != torch.float64 and tensor.device.type == kind
 
 

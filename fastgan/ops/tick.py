@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
-from itertools import groupby
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
@@ -17,6 +19,7 @@ from fastgan.ops.registration import traced
 OP = register("tick")
 MOST = 16  # scalars that are observed at once
 KINDS = {"constant": 0, "linear": 1, "cosine": 2, "exponential": 3}  # as kernels/tick.py numbers them
+_HOST = torch.device("cpu")
 OBSERVED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -75,14 +78,25 @@ def scheduled(table: Tensor, clock: Tensor) -> Tensor:
         table: float64 (S, 5), rows of (kind, first, last, begin, length), a kind by its number in :data:`KINDS`.
         clock: int64 (), on the same device.
     """
-    kind, first, last, begin, length = table.unbind(1)
+    if table.device != _HOST or traced(table, clock):
+        return _formula(table.unbind(1), clock, torch).float()
+    with np.errstate(all="ignore"):  # in memory of the host NumPy's arithmetic is a quarter of PyTorch's calls
+        return torch.from_numpy(_formula(table.numpy().T, clock.numpy(), np).astype(np.float32))
+
+
+def _formula(columns: Any, clock: Any, library: Any) -> Any:
+    """Return schedules at a clock, float64 (S), by ``torch`` or by ``numpy``."""
+    kind, first, last, begin, length = columns
     age = clock - begin
     p = age / length
-    cosine = last + (first - last) * (1 + torch.cos(math.pi * p)) / 2
-    bent = torch.where(kind == KINDS["cosine"], cosine, first * (last / first) ** p)
-    between = torch.where(kind == KINDS["linear"], first + (last - first) * p, bent)
-    value = torch.where(age >= length, last, torch.where(age > 0, between, first))
-    return torch.where(kind == KINDS["constant"], first, value).float()
+    rise = last - first
+    cosine = (
+        last - rise * library.cos(math.pi / 2 * p) ** 2
+    )  # (1 + cos 2a) / 2 is cos^2 a, which keeps its small values
+    bent = library.where(kind == KINDS["cosine"], cosine, first * (last / first) ** p)
+    between = library.where(kind == KINDS["linear"], first + rise * p, bent)
+    value = library.where(age >= length, last, library.where(age > 0, between, first))
+    return library.where(kind == KINDS["constant"], first, value)
 
 
 def _agree(
@@ -104,23 +118,30 @@ def _shape(tensor: Tensor) -> tuple[int, ...]:
 
 
 def _observe(sums: Tensor, counts: Tensor, observed: Sequence[Tensor | None]) -> None:
-    """Add what is there in plain PyTorch: few calls, since it runs in every iteration, and no index on the device."""
-    if observed and all(value is not None for value in observed):
-        sums.add_(_joined(observed))
+    """Add what is there in plain PyTorch, in few calls: they run in every iteration."""
+    there = tuple([k for k, value in enumerate(observed) if value is not None])
+    if not there:
+        return
+    seen = torch.stack([value.reshape(()) if value.dim() else value for value in observed if value is not None])
+    if len(there) == len(observed):
+        sums.add_(seen)
         counts.add_(1)
         return
-    begin = 0
-    for there, group in groupby(observed, lambda value: value is not None):
-        run = list(group)
-        if there:
-            sums.narrow(0, begin, len(run)).add_(_joined(run))
-            counts.narrow(0, begin, len(run)).add_(1)
-        begin += len(run)
+    kept = sums.device == _HOST and not traced(sums)  # one that is made in a capture belongs to its graph
+    at, ones = _host_places(there) if kept else _places(there, sums.device)
+    sums.index_add_(0, at, seen.float())
+    counts.index_add_(0, at, ones)
 
 
-def _joined(run: Sequence[Tensor | None]) -> Tensor:
-    """Return scalars as one vector."""
-    return torch.stack([value.reshape(()) if value.dim() else value for value in run if value is not None])
+def _places(there: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return indices and as many ones, int64, filled in on the device: a captured copy would come from the host."""
+    at = torch.stack([torch.full((), k, dtype=torch.int64, device=device) for k in there])
+    return at, torch.ones_like(at)
+
+
+@functools.lru_cache(maxsize=256)
+def _host_places(there: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    return _places(there, _HOST)
 
 
 def _fits(

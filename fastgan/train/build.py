@@ -15,6 +15,7 @@ from fastgan.data import Dataset
 from fastgan.errors import UserError, unknown
 from fastgan.presets import Adam, Config, Network
 from fastgan.presets.values import coerce
+from fastgan.train.capture import runner_for
 from fastgan.train.dials import Dials
 
 
@@ -83,12 +84,14 @@ def adam(module: nn.Module, side: str, config: Config, dials: Dials) -> Optimize
     if not parameters:
         raise UserError(f"{type(module).__name__} has no parameter that requires a gradient: there is nothing to train")
     options: Adam = getattr(config, f"{side}_optimizer")
-    beta1 = dials[f"{side}_beta1"]
+    lr, beta1 = dials[f"{side}_lr"], dials[f"{side}_beta1"]
+    if runner_for(dials.clock.device) is not None:  # a graph reads it anew at each replay: it can be changed in place
+        lr = torch.as_tensor(lr, dtype=torch.float32, device=dials.clock.device)
     moves = isinstance(beta1, Tensor)
     beta2 = torch.full_like(beta1, options.betas[1]) if isinstance(beta1, Tensor) else options.betas[1]
     return optim.Adam(
         parameters,
-        lr=dials[f"{side}_lr"],
+        lr=lr,
         betas=(beta1, beta2),
         eps=options.eps,
         weight_decay=options.weight_decay,

@@ -16,6 +16,7 @@ from torch import Tensor
 from fastgan import ops
 from fastgan.data import Dataset
 from fastgan.presets import Config
+from fastgan.train.capture import runner_for
 from fastgan.train.dials import Dials
 from fastgan.train.sampler import Latents, RealBatches
 
@@ -98,7 +99,7 @@ class ClockDraws:
     def real(self, at: int) -> Tensor:
         """Batch ``at`` of this iteration: one launch."""
         config = self._config
-        samples: Tensor = ops.real_batch(
+        samples = ops.real_batch(
             self.data.images,
             self._clock,
             batch_size=config.batch_size,
@@ -108,6 +109,7 @@ class ClockDraws:
             noise=self._sigma,
             dtype=self._dtype,
         )
+        assert isinstance(samples, Tensor)  # without labels
         return samples
 
     def z(self, at: int) -> Tensor:
@@ -144,7 +146,7 @@ class ClockDraws:
 
 
 def draws(data: Dataset, config: Config, dials: Dials, device: torch.device, bf16: bool) -> Draws:
-    """By the clock on a GPU that holds the data; else by the host."""
-    if device.type == "cuda" and data.resident:
+    """By the clock where steps can be captured and the data are on the device; else by the host."""
+    if runner_for(device) is not None and data.resident:
         return ClockDraws(data, config, dials, torch.bfloat16 if bf16 else torch.float32)
     return HostDraws(data, config, dials, device)

@@ -26,8 +26,8 @@ def drawable(shape: Sequence[int]) -> bool:
     return (len(shape) == 3 and shape[0] in CHANNELS) or tuple(shape) == (2,)
 
 
-def grid(samples: Tensor) -> Image:
-    """Images ``(n, C, H, W)`` in [-1, 1], C 1, 3 or 4, as one picture of about square shape."""
+def grid(samples: Tensor, columns: int | None = None) -> Image:
+    """Images ``(n, C, H, W)`` in [-1, 1], C 1, 3 or 4, in rows of ``columns``, else about square."""
     if samples.ndim != 4 or samples.shape[1] not in CHANNELS or not len(samples):
         raise UserError(
             f"a sample grid shows images of 1, 3 or 4 channels, not samples of shape {tuple(samples.shape)}"
@@ -35,7 +35,7 @@ def grid(samples: Tensor) -> Image:
     zoom = max(1, round(SMALL / max(samples.shape[2:])))
     tiles = pixels(samples).repeat_interleave(zoom, 2).repeat_interleave(zoom, 3).permute(0, 2, 3, 1)
     n, height, width, channels = tiles.shape
-    columns = math.ceil(math.sqrt(n))
+    columns = columns or math.ceil(math.sqrt(n))
     gap = max(2, zoom // 2)
     rows = math.ceil(n / columns)
     sheet = torch.full((rows * (height + gap) + gap, columns * (width + gap) + gap, channels), 32, dtype=torch.uint8)
@@ -57,12 +57,14 @@ def pixels(samples: Tensor) -> Tensor:
     return ((samples.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
-def save_samples(samples: Tensor, path: Path, *, real: Tensor | None = None, title: str = "") -> None:
-    """Draw samples into a PNG: images as a grid, 2-D points over a cloud of ``real`` ones."""
+def save_samples(
+    samples: Tensor, path: Path, *, real: Tensor | None = None, title: str = "", columns: int | None = None
+) -> None:
+    """Draw samples into a PNG: images as a grid in rows of ``columns``, 2-D points over a cloud of ``real`` ones."""
     if samples.ndim == 2 and samples.shape[1] == 2:
         _save_figure(_points(samples, real, title), path)
     else:
-        picture = grid(samples)
+        picture = grid(samples, columns)
         with replacing(path) as temporary:
             picture.save(temporary, format="PNG")
 

@@ -7,7 +7,7 @@ from fastgan.cli import main
 
 def test_a_missing_tyro_is_named(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "tyro", None)
-    for verb in ("train", "sample", "theory"):
+    for verb in ("train", "sample", "export", "theory"):
         assert main([verb]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert "'tyro'" in line

@@ -133,6 +133,16 @@ def test_many_programs_give_the_same_bits_twice(device: str) -> None:
         assert torch.equal(first, second)
 
 
+@on_devices
+def test_nearly_2_31_inputs(device: str) -> None:
+    """One of 2^21 programs: fails where the number of blocks is rounded up past int32."""
+    x, loss = torch.zeros(1, device=device).expand(2**31 - 1), torch.empty((), device=device)
+    launch = kernels.launch(x, x.detach(), None, None, loss, None, True, "mean")
+    alone = {"part": None, "ticket": None, "programs": 2**21, "share": 1 / 1024}
+    replace(launch, arguments={**launch.arguments, **alone}, programs=1).run()
+    assert loss.item() == pytest.approx(math.log(2))
+
+
 BUGS: dict[str, Callable[[dict[str, Any]], None]] = {
     "a sum for a mean": lambda told: told.update(share=1.0),
     "another target": lambda told: told.update(target=1 - told["target"]),

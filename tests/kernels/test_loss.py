@@ -188,6 +188,7 @@ def test_nan_and_infinities_as_in_the_formula(device: str, form: formulas.Form, 
         got, wanted = by_kernels(case), by_autograd(case, double=False)
         torch.testing.assert_close([got[0], *got[2:]], [wanted[0], *wanted[2:]], equal_nan=True, rtol=1e-5, atol=1e-6)
         assert not math.isnan(bad) or got[0].isnan()
+        torch.testing.assert_close(got[1][2:], wanted[1][2:], rtol=0, atol=1e-6)  # NaN is never told rightly
 
 
 @on_devices
@@ -290,6 +291,18 @@ def test_a_wrong_launch_is_caught(device: str, bug: str, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(kernels, "launch", wrong)
     assert judge(case) is not None
+
+
+@on_devices
+@pytest.mark.parametrize("relation", ["none", "pairs"])
+def test_nearly_2_31_logits(device: str, relation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of 2^21 programs: fails where the number of blocks is rounded up past int32."""
+    real = fake = torch.zeros(1, device=device).expand(2**31 - 1)
+    loss, form = torch.empty((), device=device), kernels.Form("cross_entropy", relation)
+    launch = kernels.launch(real, fake.detach(), None, None, None, None, None, loss, None, form)
+    alone = {"part": None, "ticket": None, "programs": 2**21, "real_share": 1 / 1024, "fake_share": 1 / 1024}
+    replace(launch, arguments={**launch.arguments, **alone}, programs=1).run()
+    assert loss.item() == pytest.approx(math.log(2) * (1 if relation == "pairs" else 2))
 
 
 @pytest.mark.interpret

@@ -91,6 +91,14 @@ def test_the_dtype_is_pytorchs(device: str, logits: bool) -> None:
         assert mine(mixed, target).dtype == theirs(mixed, target).dtype == torch.float32
 
 
+def test_small_fp16_slopes_survive_until_they_are_scaled(device: str) -> None:
+    x, target = (numbers(20_000, device=device, seed=seed).half() for seed in (0, 1))
+    x.requires_grad_()
+    (found,) = torch.autograd.grad(bce_with_logits(x, target).float() * 2**15, x)
+    wanted = 2**15 * (torch.sigmoid(x.detach().float()) - target.float()) / 20_000
+    torch.testing.assert_close(found.float(), wanted, rtol=2e-3, atol=1e-6)
+
+
 @both_kinds
 def test_gradients_of_targets_and_none_at_all(device: str, logits: bool) -> None:
     mine, theirs = PAIRS[logits]

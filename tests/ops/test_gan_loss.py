@@ -149,6 +149,18 @@ def test_monitors(route: str, name: str, side: str) -> None:
     torch.testing.assert_close(monitors, wanted, rtol=1e-5, atol=1e-6)
 
 
+def test_a_tied_pair_and_nan_are_never_told_rightly(route: str) -> None:
+    real, fake, nan = (
+        torch.tensor(values, device=route) for values in ([2.0, 1.0, 0.0], [0.0, 1.0, 2.0], [float("nan")] * 3)
+    )
+    shares = {}
+    for key, name, batches in (("tied", "relativistic", (real, fake)), ("nan", "hinge", (nan, nan))):
+        monitors = torch.full((4,), -7.0, device=route)
+        gan_loss(name, *batches, monitors=monitors)
+        shares[key] = monitors[2:].tolist()
+    assert shares["tied"] == pytest.approx([1 / 3, 1 / 3]) and shares["nan"] == [0.0, 0.0]
+
+
 def test_flips_are_as_many_as_asked_for_and_follow_the_seed(route: str) -> None:
     ones = torch.full((4000,), 30.0, device=route)
     flipped = lambda **how: gan_loss("non_saturating", ones, -ones, label_flip=0.25, **how).item() / 60  # noqa: E731
@@ -173,8 +185,9 @@ def test_smoothed_labels_and_weights_are_those_of_bce(route: str) -> None:
         mine = gan_loss("non_saturating", real, fake, label_smoothing=smoothing, real_weight=weight)
         theirs = bce(real, torch.full_like(real, labels[0]), weight) + bce(fake, torch.full_like(fake, labels[1]))
         torch.testing.assert_close(mine, theirs, rtol=2e-6, atol=0)
-    loss = gan_loss("least_squares", real, fake, label_smoothing=(0.1, 0.2))
-    torch.testing.assert_close(loss, 0.5 * (real - 0.9).square().mean() + 0.5 * (fake - 0.2).square().mean())
+    wanted = 0.5 * (real - 0.9).square().mean() + 0.5 * (fake - 0.2).square().mean()
+    for pair in ((0.1, 0.2), [0.1, 0.2]):  # a configuration file's pairs are lists
+        torch.testing.assert_close(gan_loss("least_squares", real, fake, label_smoothing=pair), wanted)
 
 
 @pytest.fixture
@@ -278,6 +291,7 @@ MISTAKES: list[tuple[str, dict[str, Any], str]] = [
     ("relativistic", {"label_smoothing": (0.0, 0.1)}, "relativistic has no labels"),
     ("minimax", {"label_smoothing": 0.1, "side": "generator"}, "label_smoothing is the discriminator's"),
     ("minimax", {"label_smoothing": 1.1}, "have to be between 0 and 1"),
+    ("minimax", {"label_smoothing": (0.1,)}, r"label_smoothing \(0.1,\): give one number, or one for each of the two"),
     ("minimax", {"label_flip": -0.1}, "have to be between 0 and 1"),
     ("relativistic", {"fake_logits": torch.zeros(3)}, "judges pairs and got 2 real and 3 fake logits"),
     ("relativistic", {"fake_weight": torch.ones(2)}, "a pair has one weight"),

@@ -19,6 +19,13 @@ def test_grid_places_every_image():
     assert seen == [0, 64, 128, 191, 255, 32]  # the last place stays empty
 
 
+def test_a_grid_has_rows_as_long_as_asked():
+    shades = torch.linspace(-1, 1, 4).view(4, 1, 1, 1).expand(4, 1, 64, 64)
+    sheet = np.asarray(pictures.grid(shades, columns=4))
+    assert sheet.shape == (2 + 66, 2 + 4 * 66)
+    assert [sheet[32, 34 + 66 * column] for column in range(4)] == [0, 85, 170, 255]
+
+
 def test_small_images_are_enlarged_without_blur():
     sample = torch.tensor([[[[-1.0, 1.0], [1.0, -1.0]]]]).repeat(1, 1, 4, 4)
     sheet = np.asarray(pictures.grid(sample))
