@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastgan.errors import unknown
+from fastgan.errors import UserError, unknown
 
-KINDS = ("normal", "uniform")
+KINDS = ("normal", "uniform", "discrete")
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Layout:
 
 
 def drawn(kind: str, z_dim: int, n: int, generator: torch.Generator, truncation: float | None = None) -> Tensor:
-    """Draw ``n`` latents ``(n, z_dim)``: ``normal``, or ``uniform`` in [-1, 1].
+    """Draw ``n`` latents ``(n, z_dim)``: ``normal``, ``uniform`` in [-1, 1], or ``discrete``, each component -1 or 1.
 
     Under ``truncation`` T > 0 each component follows the same law, given that it lies in [-T, T]: one that does keeps
     its value, so that a seed shows the same samples, only tamer; the others are drawn again. Brock et al., 2019,
@@ -58,6 +58,10 @@ def drawn(kind: str, z_dim: int, n: int, generator: torch.Generator, truncation:
     if kind not in KINDS:
         raise unknown("latent", kind, KINDS)
     size = (n, z_dim)
+    if kind == "discrete":
+        if truncation is not None and truncation < 1:
+            raise UserError(f"discrete latents are -1 and 1, of which none is left within {truncation:g}: take normal")
+        return torch.randint(2, size, generator=generator).float() * 2 - 1
     z = torch.randn(size, generator=generator) if kind == "normal" else torch.rand(size, generator=generator) * 2 - 1
     if truncation is None:
         return z
@@ -72,8 +76,9 @@ def drawn(kind: str, z_dim: int, n: int, generator: torch.Generator, truncation:
 def between(kind: str, first: Tensor, last: Tensor, steps: int) -> Tensor:
     """Rows of ``steps`` latents from each of ``first`` to that of ``last``, both included: ``(rows * steps, z_dim)``.
 
-    Uniform latents go straight, normal ones on the great circle, where their length stays a likely one: White, 2016,
-    "Sampling Generative Networks", section 2.1. Opposite or parallel points have no one circle; they go straight too.
+    Uniform and discrete latents go straight, normal ones on the great circle, where their length stays a likely one:
+    White, 2016, "Sampling Generative Networks", section 2.1. Opposite or parallel points have no one circle; they go
+    straight too.
     """
     a, b = first.double().unsqueeze(1), last.double().unsqueeze(1)
     t = torch.linspace(0, 1, steps, dtype=torch.float64).view(1, steps, 1)

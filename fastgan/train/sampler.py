@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -43,7 +45,10 @@ def permutation(n: int, seed: int, epoch: int) -> Tensor:
 
 
 class Latents:
-    """Latent vectors ``(n, z_dim)``, normal or uniform in [-1, 1], from a generator of their own on ``device``."""
+    """Latent vectors ``(n, z_dim)`` from a generator of their own on ``device``.
+
+    They are normal, uniform in [-1, 1], or discrete: each component is -1 or 1, as likely.
+    """
 
     def __init__(self, kind: str, z_dim: int, device: torch.device, seed: int) -> None:
         self.kind, self.z_dim, self.device = kind, z_dim, device
@@ -51,6 +56,7 @@ class Latents:
 
     def draw(self, n: int) -> Tensor:
         """Draw ``n`` latents."""
-        if self.kind == "uniform":
-            return torch.rand((n, self.z_dim), device=self.device, generator=self.generator) * 2 - 1
-        return torch.randn((n, self.z_dim), device=self.device, generator=self.generator)
+        size: Any = {"size": (n, self.z_dim), "device": self.device, "generator": self.generator}
+        if self.kind == "discrete":
+            return torch.randint(2, **size).float().mul_(2).sub_(1)
+        return torch.rand(**size) * 2 - 1 if self.kind == "uniform" else torch.randn(**size)

@@ -7,6 +7,7 @@ import torch
 
 from fastgan.errors import UserError
 from fastgan.train.latents import Layout, between, drawn
+from fastgan.train.sampler import Latents
 
 
 def seeded(seed=0):
@@ -101,3 +102,13 @@ def test_labels():
     rows = Layout(80, 8, interpolate=True).labels(5, seeded()).view(10, 8)
     assert (rows == rows[:, :1]).all()
     assert len(rows[:, 0].unique()) > 1
+
+
+def test_discrete_latents_are_fair_coins():
+    z = drawn("discrete", 40, 1000, seeded())
+    assert set(z.unique().tolist()) == {-1.0, 1.0} and abs(z.mean()) < 0.03
+    assert torch.equal(drawn("discrete", 40, 1000, seeded(), 1.5), z)
+    with pytest.raises(UserError, match=r"within 0\.5"):
+        drawn("discrete", 4, 3, seeded(), 0.5)
+    other = Latents("discrete", 40, torch.device("cpu"), 3).draw(1000)
+    assert set(other.unique().tolist()) == {-1.0, 1.0} and abs(other.mean()) < 0.03
