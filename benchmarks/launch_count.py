@@ -7,10 +7,10 @@ memory of the right shape. What remains runs: it is small.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
@@ -20,13 +20,14 @@ from torch.utils._pytree import tree_map
 
 ARCH, CARD, MULTIPROCESSORS = 90, "nvidia-h200", 132  # by whose estimates and tables choices are made
 BETWEEN = "between"  # the phase of what no part of the step has asked for
+METRICS = "metrics and clock"
 ADDRESSES = "copy of addresses"
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "_addmm_activation", "convolution", "convolution_backward")
-FREE = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach", "alias", "lift_fresh")
+ALLOCATIONS = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
+FREE = (*ALLOCATIONS, "detach", "alias", "lift_fresh", "_unsafe_view", "promote_types")
 
 
-@dataclass(frozen=True)
-class Launched:
+class Launched(NamedTuple):
     """One launch: a kernel of ours by its name, an operator of PyTorch as ``aten.NAME``, or a copy from the host."""
 
     phase: str
@@ -76,38 +77,26 @@ class Count:
         @functools.wraps(forward)
         def marked(*args: Any, **kwargs: Any) -> Any:
             output = forward(*args, **kwargs)
-            mark(output.grad_fn, name)
+            mark(output.grad_fn, name, [value.grad_fn for value in args if isinstance(value, Tensor)])
             return output
 
         module.forward = marked
 
-
-class Watched:
-    """A part of the step whose calls are phases: all of one, or each method of its own."""
-
-    def __init__(self, part: Any, count: Count, phases: str | dict[str, str]) -> None:
-        self._part, self._count, self._phases = part, count, phases
-
-    def __getattr__(self, name: str) -> Any:
-        value = getattr(self._part, name)
-        phase = self._phases if isinstance(self._phases, str) else self._phases.get(name)
-        return self._count.within(phase, value) if phase and callable(value) else value
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the part itself."""
-        assert isinstance(self._phases, str)
-        return self._count.within(self._phases, self._part)(*args, **kwargs)
+    def methods(self, part: object, **phases: str) -> None:
+        """Have methods of an object be phases; it stays the object that it is, lest somebody choose by that."""
+        for name, phase in phases.items():
+            setattr(part, name, self.within(phase, getattr(part, name)))
 
 
-def mark(node: Any, name: str) -> None:
-    """Give the nodes of a graph that have no network yet their network's name; leaves have none."""
-    waiting = [node]
+def mark(node: Any, name: str, before: Sequence[Any]) -> None:
+    """Give the nodes of a graph their network's name, back to those that were there before it."""
+    waiting, seen = [node], {*before, None}
     while waiting:
         node = waiting.pop()
-        if node is None or "network" in node.metadata or node.name().endswith("AccumulateGrad"):
-            continue
-        node.metadata["network"] = name
-        waiting += [following for following, _ in node.next_functions]
+        if node not in seen and not node.name().endswith("AccumulateGrad"):  # a leaf belongs to nobody
+            seen.add(node)
+            node.metadata["network"] = name
+            waiting += [following for following, _ in node.next_functions]
 
 
 class Operators(TorchDispatchMode):
@@ -124,9 +113,18 @@ class Operators(TorchDispatchMode):
         if space != "aten" or name in FREE or func.is_view:
             return func(*args, **kwargs)
         self._count.add(f"aten.{name}")
-        if name in PRODUCTS:
-            return tree_map(as_memory, func(*tree_map(as_shape, args), **tree_map(as_shape, kwargs)))
-        return func(*args, **kwargs)
+        if name not in PRODUCTS:
+            return func(*args, **kwargs)
+        if "out" in kwargs:
+            return kwargs["out"]
+        last = any(isinstance(value, Tensor) and channels_last(value) for value in args)
+        shapes = func(*tree_map(as_shape, args), **tree_map(as_shape, kwargs))
+        return tree_map(functools.partial(as_memory, last=last), shapes)
+
+
+def channels_last(tensor: Tensor) -> bool:
+    """Whether images lie so, and not contiguous as well; cuDNN then answers in kind."""
+    return tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
 
 
 def as_shape(value: Any) -> Any:
@@ -134,10 +132,12 @@ def as_shape(value: Any) -> Any:
     return value.to("meta") if isinstance(value, Tensor) else value
 
 
-def as_memory(value: Any) -> Any:
-    """Return memory of any content for a tensor that has none."""
+def as_memory(value: Any, last: bool) -> Any:
+    """Return memory of any content for a tensor that has none; that of images by channels ``last``."""
     if not isinstance(value, Tensor):
         return value
+    if last and value.dim() == 4:
+        return torch.empty(value.shape, dtype=value.dtype, memory_format=torch.channels_last)
     return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype)
 
 
@@ -146,10 +146,12 @@ def counting() -> Iterator[Count]:
     """Context in which the CPU passes for an H200 and what it would launch is counted."""
     from fastgan.kernels import launch, problem
     from fastgan.kernels.problem import Target
+    from fastgan.objectives import adversarial
     from fastgan.ops import backend, conv_choice, linear_choice, optimizer_table
     from fastgan.ops.backend import KERNEL_DTYPES, Choice
 
     count = Count()
+    gan_loss = vars(adversarial)["gan_loss"]
     moving = optimizer_table.Table.moving
 
     def build(key: Any, build: Any, inputs: Any, outputs: Any, how: Any, groups: Any) -> None:
@@ -158,6 +160,9 @@ def counting() -> Iterator[Count]:
     def choice(requested: str, op: str, device: torch.device, dtype: torch.dtype) -> Choice:
         ours = requested != "reference" and dtype in KERNEL_DTYPES
         return Choice(op, dtype, "triton" if ours else "reference", "it passes for an H200")
+
+    def loss(*args: Any, side: str = "discriminator", **options: Any) -> Tensor:
+        return count.within(f"{side[0].upper()}'s loss", gan_loss)(*args, side=side, **options)
 
     def sent(table: Any, *what: Any) -> Tensor:
         count.add(ADDRESSES)  # in a capture always: gradients are where they have never been
@@ -178,6 +183,7 @@ def counting() -> Iterator[Count]:
             (linear_choice, "_answers", {}),
             (conv_choice, "_answers", {}),
             (optimizer_table.Table, "moving", sent),
+            (adversarial, "gan_loss", loss),
         ):
             stack.enter_context(patch.object(owner, name, value, create=True))
         yield count
@@ -189,16 +195,18 @@ def iteration(trainer: Any, count: Count) -> list[Launched]:
     The one before it has made the optimisers' states.
     """
     step = trainer._iterate
-    players, pattern = step.players, step.pattern(0)
-    step(pattern)
+    players, pattern = step.players, step.pattern(1)  # one in which nothing rare is due
+    with Operators(count):
+        step(pattern)
     count.network("G", players.generator)
     count.network("D", players.discriminator)
-    players.generator_optimizer.step = count.within("G's optimiser", players.generator_optimizer.step)
-    players.discriminator_optimizer.step = count.within("D's optimiser", players.discriminator_optimizer.step)
-    step.draws = Watched(step.draws, count, {"z": "latents", "real": "real batch", "noisy": "noise"})
-    step.objective = Watched(step.objective, count, {"discriminator": "D's loss", "generator": "G's loss"})
-    step.meter = Watched(step.meter, count, {"observe": "metrics and clock"})
-    step.penalty = step.penalty and Watched(step.penalty, count, "penalty")
+    count.methods(players.generator_optimizer, step="G's optimiser")
+    count.methods(players.discriminator_optimizer, step="D's optimiser")
+    count.methods(step.draws, z="latents", real="real batch", noisy="noise")
+    count.methods(step.meter, observe=METRICS)
+    if step.penalty is not None:
+        lazy = step.penalty.lazy
+        step.penalty = replace(step.penalty, lazy=replace(lazy, penalty=count.within("penalty", lazy.penalty)))
     count.launches.clear()
     count.captures = True
     with Operators(count):

@@ -70,6 +70,7 @@ class TrainingStep:
     run: Callable[[], tuple[Tensor, ...]]
     networks: tuple[nn.Module, ...]
     optimizers: tuple[torch.optim.Optimizer, ...]
+    inputs: tuple[Tensor, ...] = ()  # latents, real samples and what else is drawn, where every step reads them
 
 
 def rungs(device: torch.device, precision: torch.dtype | None) -> list[Rung]:

@@ -59,4 +59,4 @@ def build(rung: Rung, batch: int) -> TrainingStep:
         opt_d.step()
         return loss_g.detach(), loss_d.detach()
 
-    return TrainingStep(step, (net_g, net_d), (opt_g, opt_d))
+    return TrainingStep(step, (net_g, net_d), (opt_g, opt_d), (z, real))
