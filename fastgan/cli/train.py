@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +16,7 @@ from fastgan.errors import UserError
 from fastgan.presets import ALIASES, PRESETS, Config, from_dict, nested, preset, read, start
 from fastgan.presets.values import parse as parse_value
 from fastgan.train import Trainer, run
+from fastgan.train.lock import held
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,9 @@ class Arguments:
     """Seed of everything random."""
     device: Text = None
     """auto, cpu, cuda or cuda:N."""
+    on_nan: Text = None
+    """What NaN or infinity does: stop the run (the default), skip the updates that it would spoil, or rollback to the
+    last checkpoint with half the learning rates."""
     resume: Flag = False
     """Continue a run: the one at --out, else the newest of the preset."""
     force: Flag = False
@@ -52,9 +57,11 @@ def main(arguments: Sequence[str]) -> int:
         say(_listing())
         return 0
     keys = _keys(wishes)
-    trainer = _resumed(wishes, keys) if wishes.resume else _started(wishes, keys)
-    say(_headline(trainer))
-    trainer.fit()
+    path = _to_resume(wishes, keys) if wishes.resume else None
+    with held(path) if path else nullcontext():  # nobody else trains on while we read its checkpoint
+        trainer = _resumed(wishes, keys, path) if wishes.resume else _started(wishes, keys)
+        say(_headline(trainer))
+        trainer.fit()
     say(_ending(trainer))
     return trainer.exit_code
 
@@ -66,14 +73,20 @@ def _started(wishes: Arguments, keys: dict[str, Any]) -> Trainer:
     return trainer
 
 
-def _resumed(wishes: Arguments, keys: dict[str, Any]) -> Trainer:
+def _to_resume(wishes: Arguments, keys: dict[str, Any]) -> Path | None:
+    """The folder to resume in; None where no run stands there."""
+    path = folder("--out", wishes.out) or (run.newest(_config(wishes, keys).preset) if wishes.target else None)
+    return path if path and (path / run.CONFIG).is_file() else None
+
+
+def _resumed(wishes: Arguments, keys: dict[str, Any], path: Path | None) -> Trainer:
     fresh = _config(wishes, keys) if wishes.target else None
-    path = folder("--out", wishes.out) or (run.newest(fresh.preset) if fresh else None)
-    if path is None or not (path / run.CONFIG).is_file():
+    if path is None:
+        named = folder("--out", wishes.out)
         if fresh is None:
-            raise UserError(f"there is no run at {path} to resume: name the preset to start one")
+            raise UserError(f"there is no run at {named} to resume: name the preset to start one")
         trainer = _started(wishes, keys)
-        say(f"nothing to resume{f' at {path}' if path else ''}: starting at step 0")
+        say(f"nothing to resume{f' at {named}' if named else ''}: starting at step 0")
         return trainer
     old = run.stored(path)
     if fresh and fresh.preset != old.preset:
@@ -87,6 +100,8 @@ def _resumed(wishes: Arguments, keys: dict[str, Any]) -> Trainer:
         trainer.resume(stored)
     for change in changes:
         say(f"changed: {change}")
+    if trainer.slowed != 1:
+        say(f"learning rates are at {trainer.slowed:g} of the configuration's, after rollbacks")
     say(f"resuming {path} at step {trainer.step}" if stored else f"{path} has no checkpoint yet: starting at step 0")
     run.write_config(path, new)
     return trainer
@@ -106,7 +121,7 @@ def _keys(wishes: Arguments) -> dict[str, Any]:
         if not sign or not key.strip():
             raise UserError(f"--set {assignment}: write it as key=value, such as --set log_every=10")
         keys[key.strip()] = parse_value(value)
-    for option in ("data", "steps", "batch_size", "seed", "device"):
+    for option in ("data", "steps", "batch_size", "seed", "device", "on_nan"):
         if getattr(wishes, option) is not None:
             keys[option] = getattr(wishes, option)
     if isinstance(keys.get("data"), str):

@@ -105,15 +105,26 @@ class Config:
     ``threads`` is how many the CPU computes with; 0 leaves it to PyTorch. Small networks do best with 1: more of them
     wait for each other, and crawl on a busy machine.
 
+    ``graph``: on a GPU, iterations are captured in CUDA graphs and replayed, ``unroll`` of them at a time.
+
     ``noise`` is the standard deviation of normal noise on what the discriminator sees, real and fake (instance noise);
     ``flip`` mirrors each real image left to right with probability 1/2. ``schedules`` move what SCHEDULED names.
+
+    ``balance``: ``auto`` skips updates of a discriminator that tells more than 4 of 5 samples of a batch rightly.
+
+    ``on_nan``: what a loss that is no finite number does: ``stop`` the run, ``skip`` the updates that would spoil a
+    weight, or ``rollback`` to the last checkpoint, with half the learning rates.
+
+    ``keep_best`` names a metric (BEST) of which the best checkpoint is kept in ``checkpoints/best``.
+
+    ``tensorboard``: metrics and pictures go to ``tensorboard/`` in the run's folder too.
     """
 
     preset: str = "custom"
     data: str = "digits"
     image_size: int | None = None
     z_dim: int = 64
-    latent: Literal["normal", "uniform"] = "normal"
+    latent: Literal["normal", "uniform", "discrete"] = "normal"
     generator: Network = Network()
     discriminator: Network = Network()
     objective: str = "non_saturating"
@@ -125,6 +136,8 @@ class Config:
     ema: Average = Average()
     noise: float = 0.0
     flip: bool = False
+    balance: Literal["none", "auto"] = "none"
+    on_nan: Literal["stop", "skip", "rollback"] = "stop"
     schedules: dict[str, Schedule] = field(default_factory=dict)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     batch_size: int = 64
@@ -132,10 +145,14 @@ class Config:
     seed: int = 0
     device: str = "auto"
     threads: int = 0
+    graph: bool = True
+    unroll: int = 1
     log_every: int = 50
     sample_every: int = 1000
     checkpoint_every: int = 1000
     keep_checkpoints: int = 3
+    keep_best: str | None = None
+    tensorboard: bool = False
     samples: int = 64
 
     def __post_init__(self) -> None:
@@ -160,7 +177,9 @@ class Config:
             raise UserError(
                 "updates=generator_first has one discriminator update a step: set n_critic=1 or updates=fresh"
             )
-        for name in ("latent", "updates", "precision"):
+        if self.keep_best not in (None, *BEST):
+            raise unknown("metric to keep the best of", self.keep_best, BEST)
+        for name in ("latent", "updates", "balance", "on_nan", "precision"):
             choices = get_args(get_type_hints(Config)[name])
             if getattr(self, name) not in choices:
                 raise unknown(name, getattr(self, name), choices)
@@ -175,6 +194,7 @@ SCHEDULED: dict[str, Callable[[Config], float]] = {  # and where each starts
     "noise": lambda config: config.noise,
     "penalty_weight": lambda config: config.penalty.weight,
 }
+BEST = ("diversity", "wasserstein", "loss_g")  # nearest to 1, nearest to 0, lowest
 COUNTS = (
     "z_dim",
     "n_critic",
@@ -184,10 +204,12 @@ COUNTS = (
     "checkpoint_every",
     "keep_checkpoints",
     "samples",
+    "unroll",
 )
-MAY_CHANGE_ON_RESUME = frozenset(
-    {"steps", "log_every", "sample_every", "checkpoint_every", "keep_checkpoints", "device", "threads"}
-)
+FREQUENCIES = ("log_every", "sample_every", "checkpoint_every")
+KEEPING = ("keep_checkpoints", "keep_best", "tensorboard")
+RUNNING = ("steps", "device", "threads", "graph", "unroll", "on_nan")
+MAY_CHANGE_ON_RESUME = frozenset({*FREQUENCIES, *KEEPING, *RUNNING})
 
 
 def to_dict(config: Config) -> dict[str, Any]:

@@ -12,9 +12,14 @@ def mark(kind: str) -> str:
     return f"{MARK}{kind}"
 
 
+def is_marked(name: str) -> bool:
+    """Whether a name in a configuration is such a mark."""
+    return name.startswith(MARK)
+
+
 def refuse(part: str, name: str) -> None:
-    """Raise UserError where ``name`` is such a mark. ``part`` is Trainer's argument: generator, data, objective, ..."""
-    if name.startswith(MARK):
+    """Raise UserError where ``name`` is a mark. ``part`` is Trainer's argument: generator, data, objective, ..."""
+    if is_marked(name):
         weights = f" its weights are the checkpoint's {part}.safetensors;" if part.endswith("ator") else ""
         raise UserError(
             f"the run has a {part} of its own ({name.removeprefix(MARK)}), which no configuration builds:{weights}"

@@ -14,6 +14,7 @@ from fastgan import data, models, optim
 from fastgan.data import Dataset
 from fastgan.errors import UserError, unknown
 from fastgan.presets import Adam, Config, Network
+from fastgan.presets.own import refuse
 from fastgan.presets.values import coerce
 from fastgan.train.capture import runner_for
 from fastgan.train.dials import Dials
@@ -67,12 +68,25 @@ def dataset(config: Config, where: torch.device) -> Dataset:
 def networks(config: Config, sample_shape: tuple[int, ...]) -> tuple[nn.Module, nn.Module]:
     """Generator and discriminator on the CPU, initialised from ``config.seed`` alone, generator first."""
     options = {side: _options(getattr(config, side), side) for side in ("generator", "discriminator")}
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(config.seed)  # torch.manual_seed would reseed every GPU of the caller
+    with _seeded(config):
         return (
             models.generator(config.generator.name, config.z_dim, sample_shape, options["generator"]),
             models.discriminator(config.discriminator.name, sample_shape, options["discriminator"]),
         )
+
+
+def generator(config: Config, sample_shape: tuple[int, ...]) -> nn.Module:
+    """The first of ``networks``, alone."""
+    options = _options(config.generator, "generator")
+    with _seeded(config):
+        return models.generator(config.generator.name, config.z_dim, sample_shape, options)
+
+
+@contextmanager
+def _seeded(config: Config) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(config.seed)  # torch.manual_seed would reseed every GPU of the caller
+        yield
 
 
 def adam(module: nn.Module, side: str, config: Config, dials: Dials) -> Optimizer:
@@ -108,6 +122,7 @@ def _average(config: Config, dials: Dials) -> optim.EMA | None:
 
 
 def _options(network: Network, side: str) -> Mapping[str, Any]:
+    refuse(side, network.name)
     hints = models.options_of(network.name, side=side)
     for key in network.options:
         if key not in hints:

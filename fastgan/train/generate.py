@@ -138,7 +138,7 @@ def read_exported(path: Path, where: torch.device, which: str = "ema") -> Genera
 def _built(
     config: Config, shape: list[int], tensors: Mapping[str, Tensor], step: int, which: str, where: torch.device
 ) -> Generator:
-    module = build.networks(config, tuple(shape))[0]
+    module = build.generator(config, tuple(shape))
     state.check_network("generator", module, tensors)
     module.load_state_dict(tensors)
     return Generator(module.to(where).eval(), config, step, where, tuple(shape), which)

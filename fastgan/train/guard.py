@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from fastgan.errors import NonFiniteError, UserError
 from fastgan.optim.one_launch import OneLaunch
+from fastgan.train.checkpoint import Checkpoint
 from fastgan.train.dials import Dials
 from fastgan.train.metrics import Row
 from fastgan.train.step import Players
@@ -33,7 +35,7 @@ class Guard:
         self._dials, self._updates = dials, (1, n_critic)  # of each player in a step
         self._optimizers = [players.generator_optimizer, players.discriminator_optimizer]
         self._told, self._new = [0, 0], [0, 0]
-        self._last, self._stuck = 0, [0, 0]
+        self._stuck = [0, 0]  # rows in a row in which a player did not move
         self._buffers: list[tuple[Tensor, Tensor]] = []
         self._guards = [o for o in self._optimizers if isinstance(o, OneLaunch)]
         if mode == "skip":
@@ -64,21 +66,26 @@ class Guard:
             self._new = [int(number) for number in skipped]
             row["skipped"] = sum(self._new) - sum(self._told) - int(row["balanced"] or 0)
 
-    def judge(self, row: Row) -> None:
-        """Take note of a whole row. Raises NonFiniteError where a player has not moved for a while."""
+    def judge(self, row: Row, steps: int) -> None:
+        """Take note of a whole row of so many steps. Raises NonFiniteError where a player has not moved for a while."""
         if row["skipped"] is None:
             return
-        steps = int(row["step"] or 0) - self._last
-        balanced = (0, int(row["balanced"] or 0))
         for at, side in enumerate(SIDES):
-            lost = self._new[at] - self._told[at] - balanced[at]
-            self._stuck[at] = self._stuck[at] + 1 if 0 < steps * self._updates[at] <= lost + balanced[at] and lost else 0
+            skipped = self._new[at] - self._told[at]
+            lost = skipped - (int(row["balanced"] or 0) if side == "discriminator" else 0)
+            self._stuck[at] = self._stuck[at] + 1 if lost > 0 and skipped >= steps * self._updates[at] else 0
             if self._stuck[at] >= ROWS:
                 raise NonFiniteError(
                     f"every update of the {side} was skipped in {ROWS} rows up to step {row['step']}, for gradients"
                     " that are not finite: training stopped; lower the learning rate, or resume from a checkpoint"
                 )
-        self._told, self._last = self._new, int(row["step"] or 0)
+        self._told = self._new
+
+    def next_rollback(self, error: NonFiniteError) -> tuple[int, float]:
+        """Its number, and the factor of the learning rates after it. Raises ``error`` again after the last one."""
+        if self.rollbacks >= ROLLBACKS:
+            raise NonFiniteError(f"{error}; rolled back {ROLLBACKS} times already, in vain") from error
+        return self.rollbacks + 1, self.factor * SLOWER
 
     def lower(self, factor: float) -> None:
         """Have the learning rates be ``factor`` times the configuration's; in place where they are on the device."""
@@ -99,13 +106,12 @@ class Guard:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps, as plain values."""
-        return {"lr_factor": self.factor, "rollbacks": self.rollbacks, "skipped": self._told, "row_before": self._last}
+        return {"lr_factor": self.factor, "rollbacks": self.rollbacks, "skipped": self._told}
 
     def load(self, values: Mapping[str, Any]) -> None:
         """Go on from there, with networks and optimisers that have their state back."""
         known = [int(counter) for counter in self.counters()] or [0, 0]
         self._told, self._stuck = [int(number) for number in values.get("skipped", known)], [0, 0]
-        self._last = int(values.get("row_before", values["step"]))
         self.rollbacks = int(values.get("rollbacks", 0))
         self.lower(float(values.get("lr_factor", 1.0)))
         for buffer, kept in self._buffers:
@@ -120,6 +126,24 @@ def skips(optimizer: torch.optim.Optimizer, side: str, key: str) -> OneLaunch:
             f" {type(optimizer).__name__}: take fastgan.optim.Adam, AdamW, RMSprop or SGD"
         )
     return optimizer
+
+
+def refuse_non_finite(tensors: Iterable[Tensor], step: int) -> None:
+    """Raise NonFiniteError unless all of them are finite: a good checkpoint is never replaced by one that is not."""
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
+        raise NonFiniteError(
+            f"a loss or weight is not finite at step {step}: training stopped without saving it;"
+            " lower the learning rate, or resume from the last checkpoint"
+        )
+
+
+def copied(content: Checkpoint) -> Checkpoint:
+    """A checkpoint in memory that goes its own ways, on the CPU."""
+    tensors = {
+        file: {name: tensor.detach().to("cpu", copy=True) for name, tensor in named.items()}
+        for file, named in content.tensors.items()
+    }
+    return Checkpoint(tensors, deepcopy(dict(content.values)))
 
 
 def _networks(players: Players) -> tuple[nn.Module, nn.Module]:

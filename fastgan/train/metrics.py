@@ -14,7 +14,7 @@ from fastgan.errors import UserError
 from fastgan.train.dials import Dials
 from fastgan.train.files import replacing
 
-COLUMNS = (
+FIRST = (  # the columns that every version has written
     "step",
     "images",
     "loss_d",
@@ -26,9 +26,11 @@ COLUMNS = (
     "skipped",
     "seconds",
 )
-OBSERVED = ("loss_d", "loss_g", "d_real", "d_fake", "penalty")
-WHOLE = {"step", "images", "skipped"}
+COLUMNS = (*FIRST, "memory", "balanced", "diversity", "gradient_g")
+OBSERVED = ("loss_d", "loss_g", "d_real", "d_fake", "penalty", "diversity", "gradient_g", "balanced")
+WHOLE = {"step", "images", "skipped", "memory", "balanced"}
 HEADER = ",".join(COLUMNS)
+HEADERS = {HEADER: COLUMNS, ",".join(FIRST): FIRST}
 
 Row = dict[str, float | int | None]
 
@@ -37,25 +39,42 @@ class Meter:
     """Running sums on the device, and the clock, which ends each iteration. Neither costs a synchronisation.
 
     ``critic``: the mean scores are those of a critic's outputs, whose distance is shown, not of probabilities.
+    ``finite``: what is no finite number is left out of the means; else it comes through.
     """
 
-    def __init__(self, dials: Dials, critic: bool = False) -> None:
-        self.dials, self.critic = dials, critic
+    def __init__(self, dials: Dials, critic: bool = False, finite: bool = False) -> None:
+        self.dials, self.critic, self.finite = dials, critic, finite
         self.sums = torch.zeros(len(OBSERVED), device=dials.clock.device)  # in the order of OBSERVED
         self.counts = torch.zeros(len(OBSERVED), dtype=torch.int64, device=dials.clock.device)
+        self._nothing = torch.zeros((), device=dials.clock.device)
 
     def observe(self, *, ends: bool, **values: Tensor) -> None:
         """Add one observation of each named quantity; the iteration ``ends`` with it, or goes on. One launch."""
         dials = self.dials
         observed = [values.get(name) for name in OBSERVED]
+        if self.finite:
+            observed = self._leave_out(observed)
         table = dials.table if dials.names else None
         ops.tick(dials.clock, table, dials.values, self.sums, self.counts, observed, advance=ends)
 
-    def reading(self, *more: Tensor) -> Reading:
-        """Begin to read, and start anew: means since the last reading, and ``more`` scalars, are on their way."""
+    def _leave_out(self, observed: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Observations with 0 for what is not finite, whose count is taken back."""
+        nothing = self._nothing
+        seen = torch.stack([nothing if value is None else value.detach().float().reshape(()) for value in observed])
+        known = seen.isfinite()
+        self.counts.sub_((~known).long())
+        kept = torch.where(known, seen, nothing).unbind()
+        return [None if value is None else own for value, own in zip(observed, kept, strict=True)]
+
+    def reading(self, *more: Tensor, keeps: bool = False) -> Reading:
+        """Begin to read: means since the last reading, and ``more`` scalars, are on their way.
+
+        The means start anew, unless the meter ``keeps`` what it has.
+        """
         reading = Reading(self.sums, self.counts, more, self.critic)
-        self.sums.zero_()
-        self.counts.zero_()
+        if not keeps:
+            self.sums.zero_()
+            self.counts.zero_()
         return reading
 
     def read(self) -> Row:
@@ -85,13 +104,15 @@ class Reading:
         return [part.item() for part in self._parts[2:]]
 
     def row(self) -> Row:
-        """The means by the names of the columns. Waits for them."""
+        """The means, and how many updates were balanced, by the names of the columns. Waits for them."""
         self._wait()
         sums, counts = (part.tolist() for part in self._parts[:2])
         row: Row = {name: total / n if n else None for name, total, n in zip(OBSERVED, sums, counts, strict=True)}
+        row["balanced"] = round(sums[-1]) if counts[-1] else None
         row["wasserstein"] = None
         if self._critic and row["d_real"] is not None and row["d_fake"] is not None:
             row["wasserstein"] = row["d_real"] - row["d_fake"]
+        if self._critic:
             row["d_real"] = row["d_fake"] = None
         return row
 
@@ -129,9 +150,10 @@ class MetricsFile:
         if not self.path.exists():
             return []
         header, *lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines() or [""]
-        if header != HEADER and (lines or not HEADER.startswith(header)):
+        columns = HEADERS.get(header)
+        if columns is None and (lines or not HEADER.startswith(header)):
             raise UserError(f"{self.path} is not a metrics file of fastgan: move it away, then resume")
-        rows = [_parse(line.split(",")) for line in lines]
+        rows = [_parse(line.split(","), columns or COLUMNS) for line in lines]
         return [row for row in rows if row and row["step"] is not None and row["step"] <= last_step]
 
     def rewind(self, last_step: int) -> list[Row]:
@@ -149,13 +171,13 @@ def _line(row: Row) -> str:
     return ",".join("" if value is None else repr(value) for value in values) + "\n"
 
 
-def _parse(line: Sequence[str]) -> Row | None:
-    if len(line) != len(COLUMNS):
+def _parse(line: Sequence[str], columns: Sequence[str]) -> Row | None:
+    if len(line) != len(columns):
         return None
     try:
         return {
             column: None if cell == "" else int(cell) if column in WHOLE else float(cell)
-            for column, cell in zip(COLUMNS, line, strict=True)
+            for column, cell in zip(columns, line, strict=True)
         }
     except ValueError:
         return None

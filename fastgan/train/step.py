@@ -1,30 +1,55 @@
 """One training iteration: ``n_critic`` discriminator updates and one generator update, as a function of the device.
 
 Nothing here asks the device for a value, and nothing on the host changes from one iteration to the next but the
-``pattern``, which says for each of the discriminator's updates whether its penalty is due. So a GPU may capture the
-whole iteration once for each pattern and replay it.
+``pattern``, which says for each of the discriminator's updates whether its penalty is due, and whether the iteration is
+watched more closely. So a GPU may capture the whole iteration once for each pattern and replay it.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fastgan.nn import sample_by_sample
-from fastgan.objectives import Objective
+from fastgan.objectives import OBJECTIVES, Objective, gradient_norm
 from fastgan.ops import unit_gradient
 from fastgan.train.draws import Draws
 from fastgan.train.metrics import Meter
 from fastgan.train.penalties import Weighted
 
-Pattern = tuple[bool, ...]  # for each update of the discriminator: is the penalty due?
 SMALLEST_SEED = 1e-20  # of a backward pass that serves both players: far below what counts, far above underflow
+
+
+SCORED = ("minimax", "non_saturating", "wasserstein")  # whose monitors are D(x) and D(G(z)) as metrics show them
+
+
+class Pattern(NamedTuple):
+    """What the host decides about an iteration."""
+
+    penalties: tuple[bool, ...]  # for each update of the discriminator: is the penalty due?
+    watched: bool = False  # are diversity and gradient observed?
+
+
+@dataclass
+class Watch:
+    """What a step looks at besides its losses.
+
+    ``every``: so many iterations the last one is watched. ``diversity`` compares real and fake samples; ``balance``
+    takes the shares of real and fake that D tells rightly, says on the device whether D's update is to be skipped, and
+    has told its optimiser so; ``mend`` is called at the end of each iteration.
+    """
+
+    every: int = 0
+    diversity: Callable[[Tensor, Tensor], Tensor] | None = None
+    balance: Callable[[Tensor], Tensor] | None = None
+    mend: Callable[[], None] | None = None
 
 
 @dataclass
@@ -56,9 +81,10 @@ class Step:
         n_critic: int = 1,
         bf16: bool = False,
         penalty: Weighted | None = None,
+        watch: Watch | None = None,
     ) -> None:
         self.players, self.objective, self.draws, self.meter = players, objective, draws, meter
-        self.n_critic, self.bf16, self.penalty = n_critic, bf16, penalty
+        self.n_critic, self.bf16, self.penalty, self.watch = n_critic, bf16, penalty, watch or Watch()
         self._iterate = {"fresh": self._fresh, "shared": self._shared, "generator_first": self._generator_first}[
             updates
         ]
@@ -68,37 +94,38 @@ class Step:
 
     def pattern(self, done: int) -> Pattern:
         """What the host decides about the iteration that follows so many."""
-        first, penalty = done * self.n_critic, self.penalty
-        return tuple(penalty is not None and penalty.lazy.due(first + at) for at in range(self.n_critic))
+        first, penalty, every = done * self.n_critic, self.penalty, self.watch.every
+        due = tuple([penalty is not None and penalty.lazy.due(first + at) for at in range(self.n_critic)])
+        return Pattern(due, every > 0 and (done + 1) % every == 0)
 
     def __call__(self, pattern: Pattern) -> None:
         """Perform one iteration."""
         self._iterate(pattern)
 
     def _fresh(self, pattern: Pattern) -> None:
-        for at, due in enumerate(pattern):
+        for at in range(self.n_critic):
             with torch.no_grad():
                 fake = self.generate(self.draws.z(at))
             real = self.draws.real(at)
-            seen = self._update_discriminator(real, fake, at, due)
+            seen = self._update_discriminator(real, fake, at, pattern)
             self._next_update(at, seen)
-        self._end(seen, self._update_generator(real, self.generate(self.draws.z(self.n_critic))))
+        self._end(seen, self._update_generator(real, self.generate(self.draws.z(self.n_critic)), pattern.watched))
 
     def _shared(self, pattern: Pattern) -> None:
-        for at, due in enumerate(pattern):
+        for at in range(self.n_critic):
             fake = self.generate(self.draws.z(at))
             real = self.draws.real(at)
-            seen = self._update_discriminator(real, fake.detach(), at, due)
+            seen = self._update_discriminator(real, fake.detach(), at, pattern)
             self._next_update(at, seen)
-        self._end(seen, self._update_generator(real, fake))
+        self._end(seen, self._update_generator(real, fake, pattern.watched))
 
     def _generator_first(self, pattern: Pattern) -> None:
         fake, real = self.generate(self.draws.z(0)), self.draws.real(0)
         if self.serves_both:
-            self._end(*self._update_both(real, fake, pattern[0]))
+            self._end(self._update_both(real, fake, pattern), {})
         else:
-            loss = self._update_generator(real, fake)
-            self._end(self._update_discriminator(real, fake.detach(), 0, pattern[0]), loss)
+            moved = self._update_generator(real, fake, pattern.watched)
+            self._end(self._update_discriminator(real, fake.detach(), 0, pattern), moved)
 
     def generate(self, z: Tensor) -> Tensor:
         """Samples of the latents ``z``, in the run's precision."""
@@ -121,19 +148,42 @@ class Step:
         of_real, of_fake = logits.float().chunk(2)
         return of_real, of_fake
 
-    def _update_discriminator(self, real: Tensor, fake: Tensor, at: int, due: bool) -> dict[str, Tensor]:
+    def _update_discriminator(self, real: Tensor, fake: Tensor, at: int, pattern: Pattern) -> dict[str, Tensor]:
         optimizer = self.players.discriminator_optimizer
-        optimizer.zero_grad(set_to_none=True)  # what backward forms is kept as it is: nothing is zeroed or added
+        _forget(optimizer)
         fake = self.draws.noisy(fake, at)
         real_logits, fake_logits = self.judge_both(real, fake)
-        loss = self.objective.discriminator(real_logits, fake_logits)
-        seen = {"loss_d": loss.detach(), **self._scores(real_logits.detach(), fake_logits.detach())}
-        if due and self.penalty is not None:
+        loss, seen = self._discriminator_loss(real_logits, fake_logits)
+        if pattern.penalties[at] and self.penalty is not None:
             added, seen["penalty"] = self.penalty(self.judge, real, fake)
             loss = loss + added
         loss.backward(unit_gradient(loss))
         optimizer.step()
+        if pattern.watched and at == self.n_critic - 1:
+            self._compare(real, fake, seen)
         return seen
+
+    def _discriminator_loss(self, real_logits: Tensor, fake_logits: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The discriminator's loss, and what is seen at it: the loss, mean scores, whether its update is skipped.
+
+        Where the loss is one launch, it brings the rest; on a CPU plain means cost less.
+        """
+        objective, balance = self.objective, self.watch.balance
+        scores = rightly = None
+        if OBJECTIVES.get(objective.name) is objective and (real_logits.is_cuda or balance is not None):
+            monitors = torch.empty(4, device=real_logits.device)
+            loss = objective.discriminator(real_logits, fake_logits, monitors=monitors)
+            scores, rightly = monitors.split(2)
+        else:
+            loss = objective.discriminator(real_logits, fake_logits)
+        seen = {"loss_d": loss.detach()}
+        if scores is not None and objective.name in SCORED:
+            seen["d_real"], seen["d_fake"] = scores.unbind()
+        else:
+            seen |= self._scores(real_logits.detach(), fake_logits.detach())
+        if balance is not None:
+            seen["balanced"] = balance(_rightly(real_logits, fake_logits) if rightly is None else rightly)
+        return loss, seen
 
     def _scores(self, real_logits: Tensor, fake_logits: Tensor) -> dict[str, Tensor]:
         """How both batches are judged; a critic's logits are no log odds."""
@@ -141,9 +191,12 @@ class Step:
             return {"d_real": real_logits.mean(), "d_fake": fake_logits.mean()}
         return {"d_real": real_logits.sigmoid().mean(), "d_fake": fake_logits.sigmoid().mean()}
 
-    def _update_generator(self, real: Tensor, fake: Tensor) -> Tensor:
-        optimizer = self.players.generator_optimizer
-        optimizer.zero_grad(set_to_none=True)
+    def _compare(self, real: Tensor, fake: Tensor, seen: dict[str, Tensor]) -> None:
+        if self.watch.diversity is not None:
+            seen["diversity"] = self.watch.diversity(real, fake)
+
+    def _update_generator(self, real: Tensor, fake: Tensor, watched: bool = False) -> dict[str, Tensor]:
+        _forget(self.players.generator_optimizer)
         with self._frozen_discriminator():  # no gradient is formed for weights that this update does not move
             fake = self.draws.noisy(fake, self.n_critic)
             if self.objective.needs_real:
@@ -152,10 +205,15 @@ class Step:
             else:
                 loss = self.objective.generator(self.judge(fake))
             loss.backward(unit_gradient(loss))
-        optimizer.step()
-        return loss.detach()
+        return {"loss_g": loss.detach(), **self._move_generator(watched)}
 
-    def _update_both(self, real: Tensor, fake: Tensor, due: bool) -> tuple[dict[str, Tensor], Tensor]:
+    def _move_generator(self, watched: bool) -> dict[str, Tensor]:
+        """Step the generator by the gradients that are there; their norm, where the iteration is watched."""
+        norm = gradient_norm(self.players.generator.parameters()) if watched else None
+        self.players.generator_optimizer.step()
+        return {} if norm is None else {"gradient_g": norm}
+
+    def _update_both(self, real: Tensor, fake: Tensor, pattern: Pattern) -> dict[str, Tensor]:
         """Update both by one pass through the discriminator, whose weights the generator's update does not move.
 
         With one logit a sample and nothing that mixes samples, a sample's gradient is its logit's slope times the same
@@ -163,31 +221,32 @@ class Step:
         scaled, sample by sample, to the generator's.
         """
         players, seen_by_d = self.players, self.draws.noisy(fake, 0)
-        players.discriminator_optimizer.zero_grad(set_to_none=True)
-        players.generator_optimizer.zero_grad(set_to_none=True)
+        _forget(players.discriminator_optimizer)
+        _forget(players.generator_optimizer)
         leaf = seen_by_d.detach().requires_grad_()
         real_logits, fake_logits = self.judge_both(real, leaf)
-        loss_d, to_real, to_fake = self._slopes(real_logits, fake_logits)
-        loss_g, to_generator = self._generator_slopes(real_logits, fake_logits)
+        seen, to_real, to_fake = self._slopes(real_logits, fake_logits)
+        seen["loss_g"], to_generator = self._generator_slopes(real_logits, fake_logits)
         seeds = torch.where(to_fake.abs() < SMALLEST_SEED, SMALLEST_SEED, to_fake)
-        seen = {"loss_d": loss_d, **self._scores(real_logits.detach(), fake_logits.detach())}
         torch.autograd.backward((real_logits, fake_logits), (to_real, seeds))
-        if due and self.penalty is not None:
+        if pattern.penalties[0] and self.penalty is not None:
             added, seen["penalty"] = self.penalty(self.judge, real, leaf.detach())
             added.backward(unit_gradient(added))
         assert leaf.grad is not None
         scale = (to_generator / seeds).to(leaf.grad.dtype).view(-1, *[1] * (leaf.dim() - 1))
         seen_by_d.backward(leaf.grad * scale)
-        players.generator_optimizer.step()
+        seen |= self._move_generator(pattern.watched)
         players.discriminator_optimizer.step()
-        return seen, loss_g
+        if pattern.watched:
+            self._compare(real, leaf.detach(), seen)
+        return seen
 
-    def _slopes(self, real_logits: Tensor, fake_logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The discriminator's loss, and its slope by each logit."""
+    def _slopes(self, real_logits: Tensor, fake_logits: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """What is seen at the discriminator's loss, and its slope by each logit."""
         leaves = [logits.detach().requires_grad_() for logits in (real_logits, fake_logits)]
-        loss = self.objective.discriminator(*leaves)
+        loss, seen = self._discriminator_loss(*leaves)
         to_real, to_fake = torch.autograd.grad(loss, leaves, unit_gradient(loss))
-        return loss.detach(), to_real, to_fake
+        return seen, to_real, to_fake
 
     def _generator_slopes(self, real_logits: Tensor, fake_logits: Tensor) -> tuple[Tensor, Tensor]:
         """The generator's loss, and its slope by each logit of a fake sample."""
@@ -202,8 +261,10 @@ class Step:
         if at < self.n_critic - 1:
             self.meter.observe(ends=False, **seen)
 
-    def _end(self, seen: dict[str, Tensor], loss_g: Tensor) -> None:
-        self.meter.observe(ends=True, loss_g=loss_g, **seen)
+    def _end(self, seen: dict[str, Tensor], moved: dict[str, Tensor]) -> None:
+        if self.watch.mend is not None:
+            self.watch.mend()
+        self.meter.observe(ends=True, **seen, **moved)
 
     @contextmanager
     def _frozen_discriminator(self) -> Iterator[None]:
@@ -215,5 +276,18 @@ class Step:
             for parameter in self._critic:
                 parameter.requires_grad_(True)
 
-    def _autocast(self, tensor: Tensor) -> torch.autocast:
-        return torch.autocast(tensor.device.type, dtype=torch.bfloat16, enabled=self.bf16)
+    def _autocast(self, tensor: Tensor) -> AbstractContextManager[object]:
+        return torch.autocast(tensor.device.type, dtype=torch.bfloat16) if self.bf16 else nullcontext()
+
+
+def _forget(optimizer: Optimizer) -> None:
+    """Drop gradients: what backward forms is kept as it is, nothing is zeroed or added. ``zero_grad``, but cheaper."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = None
+
+
+@torch.no_grad()
+def _rightly(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    """The shares of real and of fake samples that the sign of their logit tells rightly."""
+    return torch.stack([(real_logits > 0).float().mean(), (fake_logits <= 0).float().mean()])

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,23 +13,31 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fastgan.data import Dataset
-from fastgan.errors import NonFiniteError, UserError, require, unknown
-from fastgan.objectives import Objective
-from fastgan.objectives import objective as objective_by_name
-from fastgan.ops import backend
+from fastgan.errors import NonFiniteError, UserError
 from fastgan.presets import Config, from_dict, nested, preset
-from fastgan.train import build, checkpoint, pictures, state
+from fastgan.train import build, checkpoint, pictures, run, state
+from fastgan.train.alarms import Alarm, Alarms
+from fastgan.train.balance import Balance
+from fastgan.train.best import Best
+from fastgan.train.capture import runner_for
 from fastgan.train.dials import Dials
-from fastgan.train.draws import draws
+from fastgan.train.diversity import Diversity
+from fastgan.train.draws import ClockDraws, draws
 from fastgan.train.generate import samples
+from fastgan.train.guard import ROLLBACKS, Guard, copied, refuse_non_finite
 from fastgan.train.journal import Journal
+from fastgan.train.lock import held
 from fastgan.train.metrics import Meter, Row
+from fastgan.train.own import Objectives, as_objective, build_players, marked, named, own_data
 from fastgan.train.penalties import weighted
 from fastgan.train.probe import fit_together
+from fastgan.train.replays import Eagerly, Replays
 from fastgan.train.sampler import Latents
+from fastgan.train.show import describe, progress_bar
 from fastgan.train.signals import Interrupts
-from fastgan.train.step import Players, Step
+from fastgan.train.step import Step, Watch
 from fastgan.train.stream import Stream
+from fastgan.train.tensorboard import Board
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -41,12 +48,16 @@ class Trainer:
 
     ``Trainer("gan-digits", steps=2000)`` takes a preset and changes keys of it. ``Trainer(generator=G, discriminator=D,
     data=tensor, z_dim=100)`` takes parts of your own: modules ``z (n, z_dim) -> samples`` and ``samples -> logits``,
-    data as a tensor, a Dataset or a name, an objective by name or as an Objective, optimisers as
-    ``{"generator": ..., "discriminator": ...}``.
+    data as a tensor, a Dataset or a name, an objective by name, as an Objective or a fastgan.nn.GANLoss, as a function
+    ``(real_logits, fake_logits) -> (loss of D, loss of G)`` or as a pair of functions ``(real_logits, fake_logits)``
+    and ``(fake_logits)``, optimisers as ``{"generator": ..., "discriminator": ...}``. ``keep_best`` may be a function
+    of the Trainer, which returns a score, the higher, the better.
 
-    ``out``, a folder, receives metrics, pictures and checkpoints; without it the run stays in memory. ``history`` holds
-    one row per ``log_every`` steps: means over those steps. ``step`` counts the steps, ``images`` the real samples that
-    the discriminator has been shown. Raises UserError for parts that do not fit together.
+    ``out``, a folder, receives configuration, metrics, pictures and checkpoints; without it the run stays in memory.
+    ``history`` holds one row per ``log_every`` steps: means over those steps; ``alarms`` what was wrong, and when.
+    ``step`` counts the steps, ``images`` the real samples that the discriminator has been shown. ``generator`` and
+    ``discriminator`` are in training mode. Raises UserError for
+    parts that do not fit together.
 
     Random streams, all fixed by ``seed``: the networks are initialised under ``torch.manual_seed(seed)`` on the CPU,
     generator first; the order of epoch e is the permutation of ``numpy.random.default_rng((seed, e))``; latents come
@@ -61,60 +72,59 @@ class Trainer:
         generator: nn.Module | None = None,
         discriminator: nn.Module | None = None,
         data: Tensor | Dataset | str | None = None,
-        objective: str | Objective | None = None,
+        objective: Objectives | None = None,
         optimizers: Mapping[str, Optimizer] | None = None,
+        keep_best: str | Callable[[Trainer], float] | None = None,
         out: str | Path | None = None,
         **keys: Any,
     ) -> None:
         base = preset(config) if isinstance(config, str) else config or Config()
-        if isinstance(data, str):
-            keys["data"] = data
-        if isinstance(objective, str):
-            keys["objective"] = objective
-        self.config = config = from_dict(nested(keys), base)
-        self.device = build.device(config.device)
-        self.data = self._own_data(data) if isinstance(data, Tensor | Dataset) else build.dataset(config, self.device)
+        objective = named(objective)
+        named_parts = {"data": data, "objective": objective, "keep_best": keep_best}
+        keys |= {key: value for key, value in named_parts.items() if isinstance(value, str)}
+        networks = {"generator": generator, "discriminator": discriminator}
+        plain = from_dict(nested(keys), base)
+        self.config = config = marked(plain, {**networks, "data": data, "objective": objective})
+        self.device = where = build.device(config.device)
+        self.data = own_data(data, where) if isinstance(data, Tensor | Dataset) else build.dataset(config, where)
         if config.flip and len(self.data.sample_shape) != 3:
             raise UserError(f"flip mirrors images, and {self.data.name} holds points: set flip=false")
-        if generator is None or discriminator is None:
-            built = build.networks(config, self.data.sample_shape)
-            if self.device.type == "cuda":  # where weights of convolutions are read by whole vectors that way
-                for network in built:
-                    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            generator = built[0] if generator is None else generator
-            discriminator = built[1] if discriminator is None else discriminator
-        generator.to(self.device).train()
-        discriminator.to(self.device).train()
-        optimizers = optimizers or {}
-        for side in optimizers:
-            if side not in state.SIDES:
-                raise unknown("side of optimizers", side, state.SIDES)
         self.dials = dials = Dials(config, self.device)
-        self.players = Players(
-            generator,
-            discriminator,
-            optimizers.get("generator") or build.adam(generator, "generator", config, dials),
-            optimizers.get("discriminator") or build.adam(discriminator, "discriminator", config, dials),
-        )
+        self.players = players = build_players(plain, self.data.sample_shape, dials, networks, optimizers or {})
+        self.generator, self.discriminator = players.generator, players.discriminator
         self.step, self.images, self.seconds, self.exit_code = 0, 0, 0.0, 0
-        objective = objective if isinstance(objective, Objective) else objective_by_name(config.objective)
+        value = as_objective(config.objective if objective is None else objective)
         bf16 = build.bf16(config, self.device)
+        self._guard = Guard(config.on_nan, players, dials, config.n_critic)
+        self._balance = Balance(value, players, self.device) if config.balance == "auto" else None
         self._draws = draws(self.data, config, dials, self.device, bf16)
-        self._meter = Meter(dials, critic=objective.name == "wasserstein")
-        self._journal = Journal(self._meter)
+        self._meter = Meter(dials, critic=value.name == "wasserstein", finite=config.on_nan == "skip")
+        self._alarms = Alarms(value)
+        self._board = Board() if config.tensorboard else None
+        readers = [self._alarms.see, *([self._board.row] if self._board else [])]
+        self._journal = Journal(self._meter, self._guard, readers)
+        self._best = Best(kept) if (kept := keep_best or config.keep_best) is not None else None
         self.out = Path(out) if out is not None else None
-        self._parts = state.Parts(self.players, self._draws, dials, self._meter, Stream(config.seed, self.device))
+        self._parts = state.Parts(players, self._draws, dials, self._meter, Stream(config.seed, self.device))
         self._saved_at = -1
+        self._good: checkpoint.Checkpoint | None = None
         self._iterate = Step(
-            self.players,
-            objective,
+            players,
+            value,
             self._draws,
             self._meter,
             updates=config.updates,
             n_critic=config.n_critic,
             bf16=bf16,
             penalty=weighted(config.penalty, dials["penalty_weight"]),
+            watch=Watch(
+                config.log_every,
+                Diversity(self.data.sample_shape, self.device) if config.batch_size > 1 else None,
+                self._balance.judge if self._balance else None,
+                self._guard.mend if self._guard.kept else None,
+            ),
         )
+        self._run = self._runner()
         fit_together(
             self._iterate, torch.zeros(config.batch_size, config.z_dim, device=self.device), self.data.sample_shape
         )
@@ -131,46 +141,42 @@ class Trainer:
 
     @out.setter
     def out(self, path: Path | None) -> None:
-        self._journal.out = path
+        self._journal.out = self._alarms.out = path
 
     @property
-    def generator(self) -> nn.Module:
-        """The generator, in training mode."""
-        return self.players.generator
+    def alarms(self) -> list[Alarm]:
+        """Each beginning and end of an alarm, and each rollback: see fastgan.train.alarms."""
+        return self._alarms.raised
 
     @property
-    def discriminator(self) -> nn.Module:
-        """The discriminator, in training mode."""
-        return self.players.discriminator
+    def slowed(self) -> float:
+        """What rollbacks have multiplied the configuration's learning rates by: 1 without any."""
+        return self._guard.factor
 
     def describe_device(self) -> str:
-        """The device, its precision, and the backend that the fused ops take there and why."""
-        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
-        number = "bf16" if build.bf16(self.config, self.device) else "fp32"
-        ways: dict[str, list[str]] = {}
-        for choice in backend.explain(self.device):
-            ways.setdefault(f"{choice.backend} ({choice.why})", []).append(choice.op)
-        ops = "; ".join(f"{', '.join(ops) if len(ways) > 1 else 'fused ops'}: {way}" for way, ops in ways.items())
-        return f"{name} in {number}; {ops}"
+        """The device, its precision, the backend that the fused ops take there and why, and how steps run."""
+        return describe(self.device, self.config, self._run)
 
     def fit(self, steps: int | None = None, *, progress: bool = True) -> Trainer:
         """Train until ``steps`` (default: the configuration's) steps are done in total, then write the final pictures.
 
-        Ctrl-C or SIGTERM saves and returns with ``exit_code`` 130 or 143 (main thread only). Raises NonFiniteError
-        where a loss is no finite number, after writing the metrics and before any further checkpoint, and UserError
-        where ``out`` holds the checkpoints of another run.
+        ``progress`` shows a bar, and alarms as they begin and end. Ctrl-C or SIGTERM saves and returns with
+        ``exit_code`` 130 or 143 (main thread only). Raises NonFiniteError where a loss is no finite number and the
+        configuration's ``on_nan`` does not help, after writing the metrics and before any further checkpoint, and
+        UserError where ``out`` holds the checkpoints of another run or another process trains in it.
         """
-        total = self.config.steps if steps is None else steps
+        total, self._alarms.aloud = self.config.steps if steps is None else steps, progress
         if self.out:
             self.out.mkdir(parents=True, exist_ok=True)
-            if self.step == 0:
-                self._begin(self.out)
-        with Interrupts() as interrupts, self._parts.stream.running(), build.threads(self.config.threads):
-            with self._progress_bar(total, progress) as bar:
-                self._loop(total, bar, interrupts)
-            if self.out:
-                self.save()
-                self._draw(self.out / "final.png")
+        with held(self.out) if self.out else nullcontext():
+            self._begin()
+            try:
+                with Interrupts() as interrupts, build.threads(self.config.threads):
+                    while not self._trained(total, progress, interrupts):
+                        pass
+            finally:
+                if self._board:
+                    self._board.end()
         self.exit_code = interrupts.exit_code
         return self
 
@@ -188,16 +194,14 @@ class Trainer:
         if self.out is None:
             raise UserError("this Trainer keeps its run in memory: give it out='runs/NAME' to save checkpoints")
         if self._saved_at != self.step:
-            self._refuse_non_finite()
-            counters = {
-                "step": self.step,
-                "images": self.images,
-                "seconds": self.seconds,
-                "sample_shape": list(self.data.sample_shape),
-            }
-            content = state.gather(self._parts, counters)
-            checkpoint.save(self.out / "checkpoints", content, self.config.keep_checkpoints)
+            content = self._content()
+            folder = self.out / "checkpoints"
+            checkpoint.save(folder, content, self.config.keep_checkpoints)
             self._saved_at = self.step
+            if self._best:
+                with self._parts.stream.aside():
+                    value = self._best.value(self)
+                self._best.keep(folder, content, value)
 
     def resume(self, stored: checkpoint.Checkpoint) -> None:
         """Continue from a checkpoint: state, counters, metrics are those of its step. Raises UserError if foreign."""
@@ -205,58 +209,121 @@ class Trainer:
         self.step, self.images = stored.step, int(stored.values["images"])
         self.seconds = float(stored.values["seconds"])
         self._saved_at = self.step
-        self._journal.rewind(self.step)
+        self._guard.load(stored.values)
+        self._journal.rewind(self.step, int(stored.values.get("last_row", self.step)))
+        self._alarms.rewind(self._journal.whole_rows(), self.step)
+        self._run = self._runner()  # graphs would go on with the memory of a state that is gone
 
-    def _begin(self, out: Path) -> None:
-        """Refuse a folder that holds another run; metrics of one that never reached a checkpoint are dropped."""
-        if self._saved_at < 0 and checkpoint.whole(out / "checkpoints"):
-            raise UserError(f"{out} holds the checkpoints of a run already: resume from one, or give another out")
-        self._journal.rewind(0)
+    def _content(self) -> checkpoint.Checkpoint:
+        """What a checkpoint holds now. Raises NonFiniteError where that is no good state."""
+        networks = (self.generator, self.discriminator)
+        refuse_non_finite(
+            [self._meter.sums, *(t for network in networks for t in network.state_dict().values())], self.step
+        )
+        counters = {name: getattr(self, name) for name in ("step", "images", "seconds")}
+        shape = {"sample_shape": list(self.data.sample_shape)}
+        rows = {"last_row": self._journal.told, **self._guard.state()}
+        return state.gather(self._parts, {**counters, **shape, **rows})
+
+    def _begin(self) -> None:
+        """Make ready to train on.
+
+        A new run's folder gets its configuration; one with the checkpoints of another run is refused, metrics of one
+        that never reached a checkpoint are dropped.
+        """
+        out, folder = self.out, self.out / "checkpoints" if self.out else None
+        if out and folder and self.step == 0:
+            if self._saved_at < 0 and checkpoint.whole(folder):
+                raise UserError(f"{out} holds the checkpoints of a run already: resume from one, or give another out")
+            run.write_config(out, self.config)
+            self._journal.rewind(0, 0)
+            self._alarms.rewind([], -1)
+        if folder and self._best:
+            self._best.begin(folder, self.step)
+        if out and self._board:
+            self._board.begin(out, self.step)
+        if self.config.on_nan == "rollback" and not (folder and checkpoint.whole(folder)):
+            self._good = copied(self._content())
+
+    def _trained(self, total: int, progress: bool, interrupts: Interrupts) -> bool:
+        """Train to the end and write what is left; False where the run was rolled back and has to go on."""
+        try:
+            with self._parts.stream.running():
+                with progress_bar(total, self.step, progress) as bar:
+                    self._loop(total, bar, interrupts)
+                if self.out:
+                    self.save()
+                    self._draw(self.out / "final.png")
+        except NonFiniteError as error:
+            if self.config.on_nan != "rollback":
+                raise
+            self._roll_back(error)
+            return False
+        return True
+
+    def _roll_back(self, error: NonFiniteError) -> None:
+        """Go back to the last good state with lower learning rates. Raises the error again where that was in vain."""
+        guard, lost = self._guard, self.step
+        rollbacks, factor = guard.next_rollback(error)
+        stored = (run.latest_checkpoint(self.out) if self.out else None) or self._good
+        assert stored is not None
+        self.resume(stored)
+        guard.rollbacks = rollbacks
+        guard.lower(factor)
+        text = (
+            f"not finite by step {lost}: back at step {self.step}, learning rates at {factor:g} of the configuration's"
+        )
+        self._alarms.note(Alarm(self.step, "rollback", f"{rollbacks} of {ROLLBACKS}", text))
+        if self.out and self._board:
+            self._board.begin(self.out, self.step)
 
     def _loop(self, total: int, bar: tqdm[Any], interrupts: Interrupts) -> None:
         config, journal = self.config, self._journal
         started, seconds, images = time.perf_counter(), self.seconds, self.images
+        if self.step < total:
+            journal.proceed()
         while self.step < total and not interrupts.exit_code:
-            self._iterate(self._iterate.pattern(self.step))
-            self.step += 1
-            self.images += config.n_critic * config.batch_size
+            stretch = self._stretch(total)
+            self._run(tuple([self._iterate.pattern(self.step + later) for later in range(stretch)]))
+            self.step += stretch
+            self.images += stretch * config.n_critic * config.batch_size
             elapsed = time.perf_counter() - started
             self.seconds = seconds + elapsed
-            bar.update()
-            if self.step % config.log_every == 0 or self.step == total:
-                rate = (self.images - images) / max(elapsed, 1e-9)
-                journal.begin(bar, step=self.step, images=self.images, seconds=self.seconds, rate=rate)
+            bar.update(stretch)
+            whole = self.step % config.log_every == 0
+            if whole or self.step == total:
+                journal.begin(bar, self._row(), rate=(self.images - images) / max(elapsed, 1e-9), whole=whole)
+            saves = self.step % config.checkpoint_every == 0
             draws = self.out is not None and self.step % config.sample_every == 0
-            saves = self.out is not None and self.step % config.checkpoint_every == 0
             journal.finish(bar, waits=draws or saves)
             if draws and self.out:
                 self._draw(self.out / f"samples/step-{self.step:08d}.png")
-            if saves:
+            if saves and self.out:
                 self.save()
+            elif saves and config.on_nan == "rollback":
+                self._good = copied(self._content())
         journal.finish(bar)
 
-    def _progress_bar(self, total: int, shown: bool) -> tqdm[Any]:
-        seen = sys.stderr is not None  # it is None where the process was started with stderr closed
-        pause = 0.2 if seen and sys.stderr.isatty() else 10.0  # a log file wants few lines
-        module = require("tqdm.auto", why="the progress bar")
-        bar: tqdm[Any] = module.tqdm(
-            total=total,
-            initial=min(self.step, total),
-            disable=not (shown and seen),
-            dynamic_ncols=True,
-            mininterval=pause,
-            unit="it",
-        )
-        return bar
+    def _row(self) -> Row:
+        """What the host knows of this step."""
+        peak = torch.cuda.max_memory_allocated(self.device) // 2**20 if self.device.type == "cuda" else None
+        return {"step": self.step, "images": self.images, "seconds": round(self.seconds, 3), "memory": peak}
 
-    def _refuse_non_finite(self) -> None:
-        """A good checkpoint is never replaced by one that holds NaN."""
-        tensors = [self._meter.sums, *self.generator.parameters(), *self.discriminator.parameters()]
-        if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
-            raise NonFiniteError(
-                f"a loss or weight is not finite at step {self.step}: training stopped without saving it;"
-                " lower the learning rate, or resume from the last checkpoint"
-            )
+    def _stretch(self, total: int) -> int:
+        """How many iterations to run before the host has anything to do: as many as a graph holds, else one."""
+        config = self.config
+        pauses = [config.log_every, *((config.sample_every, config.checkpoint_every) if self.out else ())]
+        left = min(total - self.step, *(every - self.step % every for every in pauses))
+        return config.unroll if config.unroll <= left else 1
+
+    def _runner(self) -> Replays | Eagerly:
+        """What runs iterations: graphs on a GPU, unless the data lie elsewhere; the step itself on a CPU."""
+        runner = runner_for(self.device) if self.config.graph and isinstance(self._draws, ClockDraws) else None
+        if runner is None:
+            return Eagerly(self._iterate)
+        players, meter, dials = self.players, self._meter, self.dials
+        moves = [dials.clock, dials.values, meter.sums, meter.counts, *self._guard.kept]
+        return Replays(self._iterate, [*vars(players).values(), *moves], runner)
 
     def _draw(self, path: Path) -> None:
         """Draw samples of the fixed latents, where they can be shown, into ``path``; and the curves so far."""
@@ -266,6 +333,8 @@ class Trainer:
             with self._parts.stream.aside(), self._averaged():
                 made = samples(self.generator, fixed.to(self.device))
             pictures.save_samples(made, path, real=self.data.images[:1000], title=f"step {self.step}")
+            if self._board:
+                self._board.picture(path, self.step)
         if self.history and self.out:
             pictures.save_curves(self.history, self.out / "curves.png")
 
@@ -273,9 +342,6 @@ class Trainer:
         """Context in which the generator has its averaged weights, where it has any."""
         averages = state.averages_of(self.players.generator_optimizer)
         return averages.swap() if averages is not None else nullcontext()
-
-    def _own_data(self, data: Tensor | Dataset) -> Dataset:
-        return (data if isinstance(data, Dataset) else Dataset.from_tensor(data)).to(self.device)
 
 
 def _fresh_seed() -> int:

@@ -1,5 +1,6 @@
 """kill -9 at any moment: ``--resume`` continues from the last whole checkpoint, exactly as if nothing had happened."""
 
+import csv
 import multiprocessing
 import os
 import random
@@ -71,8 +72,8 @@ def finish(start, tmp_path):
 
 
 def outcome(folder):
-    lines = (folder / "run/metrics.csv").read_text().splitlines()
-    metrics = [line.rsplit(",", 1)[0] for line in lines]  # without the seconds
+    with (folder / "run/metrics.csv").open() as file:
+        metrics = [{name: cell for name, cell in row.items() if name != "seconds"} for row in csv.DictReader(file)]
     last = folder / "run/checkpoints/step-00000060"
     return metrics, {path.name: path.read_bytes() for path in last.glob("*.safetensors")}
 

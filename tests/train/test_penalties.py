@@ -10,6 +10,7 @@ from fastgan.errors import UserError
 from fastgan.objectives import r1
 from fastgan.presets import Penalty, from_dict
 from fastgan.train.penalties import PENALTIES, weighted
+from fastgan.train.step import Pattern
 
 POINTS = torch.randn(200, 2, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
 
@@ -50,7 +51,7 @@ def test_the_gradient_of_the_whole():
         )
         if g is not None
     ]
-    seen = run._iterate._update_discriminator(real, fake, at=0, due=True)
+    seen = run._iterate._update_discriminator(real, fake, 0, Pattern((True,)))
     torch.testing.assert_close([*critic.parameters()][: len(expected)], expected)
     assert seen["penalty"] == pytest.approx(value.item())
 
@@ -58,11 +59,11 @@ def test_the_gradient_of_the_whole():
 def test_a_lazy_penalty_is_due_by_the_count_of_updates():
     """Over the whole run, so that one that is resumed goes on in time."""
     run = trainer(penalty={"name": "r1", "every": 3}, n_critic=2)
-    due = [run._iterate.pattern(done) for done in range(4)]
+    due = [run._iterate.pattern(done).penalties for done in range(4)]
     assert due == [(True, False), (False, True), (False, False), (True, False)]
     run.fit(6, progress=False)
     assert [row["penalty"] is not None for row in run.history] == [True, True, False] * 2
-    assert trainer(n_critic=2)._iterate.pattern(0) == (False, False)
+    assert trainer(n_critic=2)._iterate.pattern(0).penalties == (False, False)
 
 
 @pytest.mark.parametrize(

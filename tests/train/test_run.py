@@ -16,6 +16,11 @@ FREE = {
     "keep_checkpoints": 7,
     "device": "cuda",
     "threads": 7,
+    "graph": False,
+    "unroll": 7,
+    "keep_best": "diversity",
+    "tensorboard": True,
+    "on_nan": "skip",
 }
 BOUND = {
     "data": "ring8",
@@ -33,6 +38,7 @@ BOUND = {
     "ema": Average(0.7),
     "noise": 7.0,
     "flip": True,
+    "balance": "auto",
     "schedules": {"generator_lr": Schedule(7.0, 7)},
     "precision": "bf16",
     "batch_size": 7,

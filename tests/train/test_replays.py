@@ -1,0 +1,122 @@
+"""Iterations by graphs: what a graph forbids does not occur in them, and replays are the eager steps, to the bit."""
+
+import pytest
+import torch
+from torch import nn
+
+import fastgan
+from fastgan.errors import UserError
+from fastgan.nn import Chain, LinearAct
+from fastgan.train import checkpoint
+from fastgan.train.capture import strict
+from fastgan.train.draws import ClockDraws, HostDraws
+from fastgan.train.metrics import COLUMNS
+from fastgan.train.replays import Eagerly, Replays
+from fastgan.train.step import Pattern
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+POINTS = torch.randn(200, 2, generator=torch.Generator().manual_seed(0)).clamp(-3, 3) / 3
+SETTINGS = {
+    "plain": {},
+    "everything": {
+        "ema": {"decay": 0.9},
+        "noise": 0.3,
+        "penalty": {"name": "gradient_penalty", "every": 3},
+        "n_critic": 2,
+        "objective": "wasserstein",
+        "schedules": {
+            "noise": {"to": 0.0, "steps": 5},
+            "discriminator_lr": {"to": 1e-3, "steps": 4, "shape": "cosine"},
+        },
+    },
+    "shared": {"updates": "shared", "latent": "uniform", "objective": "hinge"},
+    "generator first": {"updates": "generator_first", "objective": "relativistic_average"},
+    "several at a time": {"unroll": 3, "log_every": 4, "penalty": {"name": "r1", "every": 2}},
+}
+
+
+def trainer(*, mixing=False, device="cpu", generator=None, **keys):
+    torch.manual_seed(1)
+    generator = generator or nn.Sequential(nn.Linear(3, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 2))
+    critic = Chain(LinearAct(2, 16), LinearAct(16, 8), *[nn.Dropout(0.3)] * mixing, LinearAct(8, 1, activation="none"))
+    keys = {"z_dim": 3, "batch_size": 20, "log_every": 1, "device": device, **keys}
+    return fastgan.Trainer(generator=generator, discriminator=critic, data=POINTS, **keys)
+
+
+def state(run):
+    return [*run.generator.state_dict().values(), *run.discriminator.state_dict().values()]
+
+
+def rows(run):
+    return [[row.get(name) for name in COLUMNS if name != "seconds"] for row in run.history]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", SETTINGS)
+def test_replays_are_the_eager_steps(name, device):
+    with strict():
+        replayed = trainer(device=device, **SETTINGS[name], mixing=name == "shared")
+        eager = trainer(device=device, **SETTINGS[name], mixing=name == "shared", graph=False)
+        assert isinstance(replayed._run, Replays) and isinstance(eager._run, Eagerly)
+        assert isinstance(eager._draws, ClockDraws)
+        for run in (eager, replayed):
+            run.fit(11, progress=False)
+    assert all(torch.equal(a, b) for a, b in zip(state(eager), state(replayed), strict=True))
+    assert rows(eager) == rows(replayed)
+    assert int(replayed.dials.clock) == 11
+
+
+def test_one_graph_for_each_pattern():
+    with strict():
+        run = trainer(penalty={"name": "r1", "every": 3}, n_critic=2, log_every=7)
+        run.fit(7, progress=False)
+        due = {(True, False), (False, True), (False, False)}
+        assert set(run._run._graphs) == {*((Pattern(kind),) for kind in due), (Pattern((True, False), watched=True),)}
+        several = trainer(unroll=4, log_every=8)
+        several.fit(13, progress=False)
+        assert {len(patterns) for patterns in several._run._graphs} == {4, 1}
+        assert [row["step"] for row in several.history] == [8, 13]
+
+
+def test_resuming_is_exact_with_graphs(tmp_path):
+    keys = {"ema": {"decay": 0.9}, "noise": 0.3, "schedules": {"noise": {"to": 0.0, "steps": 10}}, "mixing": True}
+    with strict():
+        whole = trainer(out=tmp_path / "a", **keys).fit(9, progress=False)
+        trainer(out=tmp_path / "b", **keys).fit(4, progress=False)
+        rest = trainer(out=tmp_path / "b", **keys)
+        rest.resume(checkpoint.load(tmp_path / "b/checkpoints/step-00000004"))
+        rest.fit(9, progress=False)
+    left, right = (checkpoint.load(run.out / "checkpoints/step-00000009") for run in (whole, rest))
+    for file, tensors in left.tensors.items():
+        for key, tensor in tensors.items():
+            assert torch.equal(tensor, right.tensors[file][key]), (file, key)
+    assert rows(whole) == rows(rest)
+
+
+class Curious(nn.Module):
+    """A generator that asks the device for a value in the middle of a step."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, z):
+        made = self.layer(z)
+        return made / 2 if made.abs().max().item() > 9 else made
+
+
+def test_a_network_that_cannot_be_captured_is_named_with_its_line():
+    with strict():
+        run = trainer(generator=Curious())
+        before = [value.clone() for value in state(run)]
+        with pytest.raises(UserError, match=r"test_replays.py:\d+ .*item.*graph=false") as caught:
+            run.fit(3, progress=False)
+        assert "\n" not in str(caught.value)
+        assert all(torch.equal(a, b) for a, b in zip(before, state(run), strict=True))
+        assert run.step == 0
+        trainer(generator=Curious(), graph=False).fit(3, progress=False)
+
+
+def test_without_a_gpu_steps_run_eagerly_on_the_hosts_draws():
+    run = trainer()
+    assert isinstance(run._run, Eagerly) and isinstance(run._draws, HostDraws)
