@@ -165,8 +165,10 @@ def counting() -> Iterator[Count]:
         return count.within(f"{side[0].upper()}'s loss", gan_loss)(*args, side=side, **options)
 
     def sent(table: Any, *what: Any) -> Tensor:
-        count.add(ADDRESSES)  # in a capture always: gradients are where they have never been
-        return moving(table, *what)
+        former, now = table._moving, moving(table, *what)
+        if now is not former:  # gradients are where they have never been
+            count.add(ADDRESSES)
+        return now
 
     targets = tuple(Target(ARCH, kind, CARD, MULTIPROCESSORS) for kind in ("tf32", "ieee"))
     with ExitStack() as stack:

@@ -44,8 +44,6 @@ def launches(workload: Workload, batch: int, backend: str = "triton") -> list[La
     threads = torch.get_num_threads()
     with strict(), on(backend), counting() as count:
         trainer = workload.trainer(batch, torch.device("cpu"), precision="bf16")
-        for network in (trainer.generator, trainer.discriminator):
-            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         found = iteration(trainer, count)
     torch.set_num_threads(threads)
     return found

@@ -76,6 +76,12 @@ REASONS: tuple[Reason, ...] = (
     Reason("*backward", "aten.add*", "gradients of a weight from two passes", "the second could add to the first"),
     Reason("[GD] backward", "aten._to_copy", "gradients to fp32", FP32_GRADIENTS),
     Reason("*backward", "aten.sum", "gradient of a bias beside a product of the library's", "an epilogue"),
+    Reason(
+        "*",
+        "aten._foreach_copy_",
+        "gradients of weights used twice, to their places",
+        "the second could add to the first",
+    ),
     Reason("*backward", "aten.copy_", "a result of the library's, to its place", "the library could write it there"),
     Reason("*backward", "aten.zero*", "a bias in front of a norm: its gradient is 0", "it could have none"),
 )

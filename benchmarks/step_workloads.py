@@ -52,12 +52,13 @@ class Workload:
     def trainer(self, batch: int, device: torch.device, **keys: Any) -> Trainer:
         """Return the engine, ready to step; on a GPU its convolutions lie channels_last."""
         from fastgan.train import Trainer
+        from fastgan.train.capture import runner_for
 
         own: dict[str, Any] = dict(
             zip(("generator", "discriminator"), self.networks() if self.networks else (), strict=False)
         )
         for network in own.values():
-            if device.type == "cuda":
+            if runner_for(device) is not None:
                 network.to(memory_format=torch.channels_last)
         keys = {"batch_size": batch, "device": str(device), "seed": 0, **keys}
         return Trainer(replace(self.config(), threads=0), data=self.data(device), **own, **keys)

@@ -20,7 +20,7 @@ One launch each: forward runs through the parts one after the other with one acc
 column tiles from part to part, so that each part keeps its own strides and alignment.
 
 Registers a thread, the most in a drawn sample of variants for sm_80, 86, 90, 100 and 120 (Triton 3.7.1; some by 3.6.0),
-nothing spilled: forward 253 in 128x128, 196 in 64x64, 114 in 32x32; weight gradient 247 in 128x128, 246 in 64x64, 168
+nothing spilled: forward 253 in 128x128, 196 in 64x64, 114 in 32x32; weight gradient 247 in 128x128, 255 in 64x64, 168
 in 32x32 (its cap); IEEE fp32 up to 246. wgmma on sm_90 wherever the tile has 64 rows or more, save in IEEE fp32. Where
 64 does not divide M, masks along M take registers: the weight gradient's tiles are then those of irregular operands.
 """
@@ -320,11 +320,15 @@ def concat_linear_fwd(
 
 
 def concat_linear_bwd_weight(
-    gy: Tensor, saved: Tensor | None, parts: Sequence[Part], activation: str, slope: float, with_bias: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Return the gradient of w [N, K], and of the bias [N] where it is asked for, in the operands' dtype."""
-    gw = gy.new_empty(gy.shape[1], sum(values.shape[1] for values, _ in parts))
-    gb = gy.new_empty(gy.shape[1]) if with_bias else None
+    gy: Tensor, saved: Tensor | None, parts: Sequence[Part], activation: str, slope: float, with_bias: bool,
+    *, gw: Tensor | None = None, gb: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """Return the gradient of w [N, K], and of the bias [N] where it is asked for.
+
+    ``gw``, ``gb``: contiguous memory for them, of any floating dtype; else they are new, in the operands' dtype.
+    """
+    gw = gy.new_empty(gy.shape[1], sum(values.shape[1] for values, _ in parts)) if gw is None else gw
+    gb = gy.new_empty(gy.shape[1]) if gb is None and with_bias else gb
     if gy.shape[1]:  # with K = 0 there may still be a bias gradient
         submit(bwd_weight_launch, (gy, saved), (gw, gb), activation, slope, Target.of(gy), parts=tuple(parts))
     return gw, gb

@@ -1,6 +1,7 @@
 """The compiled forms of the kernels of concatenated inputs, to be audited without a GPU.
 
-bf16 goes through all cases, TF32 and IEEE fp32 through the activations, fp16, which is as bf16, through one.
+bf16 goes through all cases, TF32 and IEEE fp32 through the activations, fp16, which is as bf16, through one. The
+gradient of 16-bit weights is formed in fp32, and in the first case in 16 bits too.
 """
 
 from __future__ import annotations
@@ -74,13 +75,15 @@ def _launches(case: _Case, dtype: torch.dtype, target: Target) -> Iterator[Launc
         (_meta(M, size, layout, dtype), index if layout == "embedded" else None)
         for size, layout in zip(case.K, case.parts, strict=True)
     ]
-    w, gy, y, gw = (_meta(*size, dtype) for size in ((N, K, case.w), (M, N, case.gy), (M, N, "rows"), (N, K, "rows")))
+    w, gy, y = (_meta(*size, dtype) for size in ((N, K, case.w), (M, N, case.gy), (M, N, "rows")))
     bias = torch.empty(N, dtype=dtype, device="meta") if case.bias else None
     saved = None if case.activation == "none" else y
     for tile in candidates(fwd_problem(parts, w, y, target)):
         yield fwd_launch(w, bias, y, y if case.slope < 0 else None, *how, parts=parts, config=tile)
-    for tile in candidates(bwd_weight_problem(gy, saved, parts, target)):
-        yield bwd_weight_launch(gy, saved, gw, bias, *how, parts=parts, config=tile)
+    for kind in dict.fromkeys((torch.float32, dtype) if case == _CASES[0] else (torch.float32,)):
+        gw, gb = _meta(N, K, "rows", kind), None if bias is None else bias.to(kind)
+        for tile in candidates(bwd_weight_problem(gy, saved, parts, target)):
+            yield bwd_weight_launch(gy, saved, gw, gb, *how, parts=parts, config=tile)
 
 
 def variants(arch: int) -> Iterator[Variant]:

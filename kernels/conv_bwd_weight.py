@@ -17,7 +17,7 @@ the image's once for each tile down and each tap (from L2); writes K C T; M T C 
 Registers a thread, the most of any form in conv_forms.py on sm_80, 86, 89, 90, 100 and 120 (Triton 3.7.1), of at most
 255, nothing spilled; wgmma on sm_90 from 64 rows on, save in IEEE fp32:
     tile      128x256   128x128    128x64     64x64     64x32     32x32
-    16 bits       255       254       220       224       127       172
+    16 bits       255       254       220       229       154       172
     TF32            -       254       164       166         -       138
     IEEE            -         -         -       125         -       104
 """

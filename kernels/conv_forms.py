@@ -5,7 +5,9 @@ geometry, so a layer's kernel, stride, dilation and size tell in the strides of 
 which way it leads, channels, layouts, and what stands beside the product. bf16 goes through all of it, TF32, fp16 and
 IEEE fp32 through the first so many, each in every tile that the heuristic may choose for such sizes at a batch of 64;
 bf16 and the first in TF32 also in the one that it does choose at batches from 16 to 1,024. Programs share a tile of a
-weight gradient always, of the rest in the cases that say so and where that is chosen; there they work alone as well.
+weight gradient always, of the rest in the cases that say so and where that is chosen; there they work alone as well,
+and the gradient of 16-bit weights is formed in 16 bits too, not only in fp32. Weights of 16 bits of few channels lie
+channels_last, as an optimiser's shadow does, and contiguous.
 """
 
 from __future__ import annotations
@@ -145,25 +147,31 @@ def _launches(case: _Case, dtype: torch.dtype, target: Target, batch: int = 64, 
     image = _meta(case.x, dtype, batch, case.C, *geometry.out(PHASE), few=packed(case.C))
     grid = _meta(case.x, dtype, batch, case.K, *geometry.out(GATHER), few=packed(case.K))
     size = case.K, case.C, geometry.h.kernel, geometry.w.kernel
-    w, gw = _meta(case.w, dtype, *size, few=packed(min(size[:2]))), _meta(case.w, dtype, *size, few=True)
+    few = packed(min(size[:2]))
+    laid = dict.fromkeys((case.w, "last") if few and dtype != torch.float32 else (case.w,))
+    ws = [_meta(order, dtype, *size, few=few) for order in laid]
     x, y = (grid, image) if case.transposed else (image, grid)
     gx = _meta("last", dtype, *x.shape)
     bias = torch.empty(y.shape[1], dtype=dtype, device="meta") if case.bias else None
     saved = y if case.activation != "none" or case.norm in ("out", "both") else None
     forward, inward, onto = _beside(case, gx, y.shape[1])
-    asked = fwd_problem(x, w, geometry, ahead, target, forward.get("norm"), forward.get("statistics"))
-    for tile in _tiles(case, asked, candidates_for(asked, x.shape[1])) if swept else [None]:
-        yield fwd_launch(x, w, bias, y, geometry, ahead, *how, **forward, config=tile)
+    for w in ws:
+        asked = fwd_problem(x, w, geometry, ahead, target, forward.get("norm"), forward.get("statistics"))
+        for tile in _tiles(case, asked, candidates_for(asked, x.shape[1])) if swept else [None]:
+            yield fwd_launch(x, w, bias, y, geometry, ahead, *how, **forward, config=tile)
     beside = {name: thing for name, thing in inward.items() if name != "to"}
     raw = gx if "norm" in inward else None
-    asked = bwd_input_problem(y, saved, w, geometry, back, target, **beside)
-    for tile in _tiles(case, asked, candidates_for(asked, y.shape[1])) if swept else [None]:
-        yield bwd_input_launch(y, saved, w, gx, raw, geometry, back, *how, **inward, config=tile)
-    column = None if case.transposed else bias
-    asked = bwd_weight_problem(y, saved, x, gw, geometry, target, **onto)
+    for w in ws:
+        asked = bwd_input_problem(y, saved, w, geometry, back, target, **beside)
+        for tile in _tiles(case, asked, candidates_for(asked, y.shape[1])) if swept else [None]:
+            yield bwd_input_launch(y, saved, w, gx, raw, geometry, back, *how, **inward, config=tile)
+    asked = bwd_weight_problem(y, saved, x, ws[0], geometry, target, **onto)
     tiles = dict.fromkeys(weight_tile(tile, case.C) for tile in candidates(asked))
-    for tile in _tiles(case, asked, tiles, shared=True) if swept else [None]:
-        yield bwd_weight_launch(y, saved, x, gw, column, geometry, case.transposed, *how, **onto, config=tile)
+    for kind in dict.fromkeys((torch.float32, dtype) if case.split else (torch.float32,)):
+        gw = _meta(case.w, kind, *size, few=True)
+        gb = None if case.transposed or bias is None else bias.to(kind)
+        for tile in _tiles(case, asked, tiles, shared=True) if swept else [None]:
+            yield bwd_weight_launch(y, saved, x, gw, gb, geometry, case.transposed, *how, **onto, config=tile)
 
 
 def _asked(arch: int) -> Iterator[tuple[str, _Case, Launch]]:

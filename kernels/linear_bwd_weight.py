@@ -3,7 +3,8 @@
     gW [N, K] = g^T u,   u = x, or phi(s (x - mean) + beta) formed again;   g as in linear_bwd_input.py
     gb [N]    = sum over M of g                      by the programs of the first tile across, in the same pass
 
-Contract: as linear.py; gy by any strides, ``saved`` contiguous. g and u are formed in the operand loads, never stored.
+Contract: as linear.py; gy by any strides, ``saved`` contiguous; gW and gb contiguous, in fp32 or the operands' dtype.
+g and u are formed in the operand loads, never stored.
 The reduction over the batch is shared by several programs where there are few tiles; parts are added in a fixed order,
 without atomics.
 
@@ -160,10 +161,15 @@ def linear_bwd_weight(
     *,
     correction: Correction | None = None,
     norm: Norm | None = None,
+    gw: Tensor | None = None,
+    gb: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the gradient of w [N, K], and of the bias [N] where it is asked for, in the operands' dtype."""
-    gw = gy.new_empty(gy.shape[1], x.shape[1])
-    gb = gy.new_empty(gy.shape[1]) if with_bias else None
+    """Return the gradient of w [N, K], and of the bias [N] where it is asked for.
+
+    ``gw``, ``gb``: contiguous memory for them, of any floating dtype; else they are new, in the operands' dtype.
+    """
+    gw = gy.new_empty(gy.shape[1], x.shape[1]) if gw is None else gw
+    gb = gy.new_empty(gy.shape[1]) if gb is None and with_bias else gb
     if gy.shape[1]:  # with K = 0 there may still be a bias gradient
         more = given(correction=correction, norm=norm)
         submit(bwd_weight_launch, (gy, saved, x), (gw, gb), activation, slope, Target.of(gy), **more)

@@ -3,6 +3,7 @@
 Triton folds sizes and strides of 1 and notes what 16 divides, so layouts and odd sizes are forms of their own. bf16
 and TF32 go through all of them, each in every tile of the heuristic. What differs by one instruction is not crossed
 with everything: fp16 and IEEE fp32 go through the first of them, and programs share a tile in the cases that say so.
+The gradient of 16-bit weights is formed in 16 bits, and in fp32 where they stand in for such.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def _launches(case: _Case, dtype: torch.dtype, target: Target) -> Iterator[Launc
     """Yield what is launched for such operands, in each tile that may be chosen."""
     M, N, K, how = case.M, case.N, case.K, (case.activation, case.slope, target)
     x, w, gy = _meta(M, K, case.x, dtype), _meta(N, K, case.w, dtype), _meta(M, N, case.gy, dtype)
-    y, gx, gw = (_meta(*size, "rows", dtype) for size in ((M, N), (M, K), (N, K)))
+    y, gx = (_meta(*size, "rows", dtype) for size in ((M, N), (M, K)))
     bias = torch.empty(N, dtype=dtype, device="meta") if case.bias else None
     measured = case.norm in ("out", "both")
     saved = y if measured or case.activation != "none" else None
@@ -124,8 +125,10 @@ def _launches(case: _Case, dtype: torch.dtype, target: Target) -> Iterator[Launc
         yield fwd_launch(x, w, bias, y, pre, *how, **forward, config=tile)
     for tile in _tiles(case, bwd_input_problem(gy, saved, w, target, *beside)):
         yield bwd_input_launch(gy, saved, w, gx, *how, **inward, config=tile)
-    for tile in _tiles(case, bwd_weight_problem(gy, saved, x, target, **weight)):
-        yield bwd_weight_launch(gy, saved, x, gw, bias, *how, **weight, config=tile)
+    for kind in {dtype: None, torch.float32: None}:
+        gw, gb = _meta(N, K, "rows", kind), None if bias is None else bias.to(kind)
+        for tile in _tiles(case, bwd_weight_problem(gy, saved, x, target, **weight)):
+            yield bwd_weight_launch(gy, saved, x, gw, gb, *how, **weight, config=tile)
 
 
 def _tiles(case: _Case, problem: Problem) -> Iterator[Config]:

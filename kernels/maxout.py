@@ -10,10 +10,10 @@ With an index given, the first kernel returns the products of those pieces inste
 with respect to gy. Of equal pieces the first is taken; NaN is larger than any number, as in torch.max.
 
 Contract: bf16, fp16 or fp32, one dtype for all operands; x, W and gy by any strides, ``index`` int8 and contiguous, so
-P is at most 127; outputs are contiguous, in the operands' dtype, accumulated in fp32. Pieces are compared in fp32,
-before rounding. fp32 operands are multiplied as PyTorch's TF32 setting says. Any of M, N, K may be 0. Sums run in a
-fixed order, without atomics: the same operands give the same bits. Addresses are int64 from the program's number on,
-so operands may have more than 2^31 elements.
+P is at most 127; outputs are contiguous, in the operands' dtype (gW and gb in fp32, too), accumulated in fp32. Pieces
+are compared in fp32, before rounding. fp32 operands are multiplied as PyTorch's TF32 setting says. Any of M, N, K may
+be 0. Sums run in a fixed order, without atomics: the same operands give the same bits. Addresses are int64 from the
+program's number on, so operands may have more than 2^31 elements.
 
 Work, in elements and multiply-adds; the index is a byte each:
     forward       reads MK + NPK + NP,            writes MN + MN bytes    MNPK
@@ -265,12 +265,13 @@ def maxout_bwd_input(gy: Tensor, index: Tensor, w: Tensor, pieces: int) -> Tenso
 
 
 def maxout_bwd_weight(
-    gy: Tensor, index: Tensor, x: Tensor, pieces: int, with_bias: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Return the gradient of w [N P, K], and of the bias [N P] where it is asked for, in the operands' dtype."""
+    gy: Tensor, index: Tensor, x: Tensor, pieces: int, with_bias: bool,
+    *, gw: Tensor | None = None, gb: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """Return the gradient of w [N P, K], and of the bias [N P] where it is asked for; in ``gw``, ``gb`` if given."""
     rows = gy.shape[1] * pieces
-    gw = gy.new_empty(rows, x.shape[1])
-    gb = gy.new_empty(rows) if with_bias else None
+    gw = gy.new_empty(rows, x.shape[1]) if gw is None else gw
+    gb = gy.new_empty(rows) if gb is None and with_bias else gb
     if rows:  # with K = 0 there may still be a bias gradient
         submit(bwd_weight_launch, (gy, index, x), (gw, gb), pieces, Target.of(gy))
     return gw, gb
@@ -319,17 +320,18 @@ def _launches(case: _Case, dtype: torch.dtype, target: Target) -> Iterator[tuple
     """Yield what the dispatcher launches for such operands, in each tile that it may choose, with its form's name."""
     M, N, K, pieces = 1024, case.N, case.K, 5
     x, w, gy = _meta(M, K, case.x, dtype), _meta(N * pieces, K, case.w, dtype), _meta(M, N, case.gy, dtype)
-    y, gx, gw = (_meta(*size, "rows", dtype) for size in ((M, N), (M, K), (N * pieces, K)))
-    bias = torch.empty(N * pieces, dtype=dtype, device="meta") if case.bias else None
-    index = y.to(torch.int8)
+    y, gx = _meta(M, N, "rows", dtype), _meta(M, K, "rows", dtype)
+    bias, index = torch.empty(N * pieces, dtype=dtype, device="meta") if case.bias else None, y.to(torch.int8)
     for tile in candidates(fwd_problem(x, w, y, target)):
         yield "", fwd_launch(x, w, bias, index, y, pieces, False, target, tile)
         yield "no index", fwd_launch(x, w, bias, None, y, pieces, False, target, tile)
         yield "select", fwd_launch(x, w, bias, index, y, pieces, True, target, tile)
     for tile in candidates(bwd_input_problem(gy, w, target)):
         yield "", bwd_input_launch(gy, index, w, gx, pieces, target, tile)
-    for tile in candidates(bwd_weight_problem(gy, x, pieces, target)):
-        yield "", bwd_weight_launch(gy, index, x, gw, bias, pieces, target, tile)
+    for kind in dict.fromkeys((torch.float32, dtype) if case == _CASES[0] else (torch.float32,)):
+        gw, gb = _meta(N * pieces, K, "rows", kind), None if bias is None else bias.to(kind)
+        for tile in candidates(bwd_weight_problem(gy, x, pieces, target)):
+            yield "", bwd_weight_launch(gy, index, x, gw, gb, pieces, target, tile)
 
 
 def variants(arch: int) -> Iterator[Variant]:

@@ -21,6 +21,7 @@ from fastgan.ops import chain
 from fastgan.ops.backend import by_reference
 from fastgan.ops.chain_layer import BatchNorm
 from fastgan.ops.registration import autocast, traced, transformed
+from fastgan.ops.shadow import Pair, stand_ins, used
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d)
 CONVOLUTIONS_ACT = (Conv1dAct, Conv2dAct, ConvTranspose1dAct, ConvTranspose2dAct)
@@ -93,9 +94,11 @@ def _run(run: list[Fused], input: Tensor, groups: int) -> Tensor:
     if len(set(formed)) < len(formed):  # weights that are formed anew at each use: a power iteration is a step
         return _members_of(run, input, groups)
     with parametrize.cached() if formed else contextlib.nullcontext():
-        operands = [autocast(*fused.operands()) for fused in run]
+        operands = [fused.operands() for fused in run]
         (values,) = autocast(input)
-        if not _fit(run, operands, values):
+        shades: list[Pair] = [stand_ins(input, *pair) for pair in operands]  # type: ignore[misc]
+        factors = [used(*pair, shade) for pair, shade in zip(operands, shades, strict=True)]
+        if not _fit(run, factors, values):
             return _members_of(run, input, groups)
     values = values.unsqueeze(2) if run[0].dims == 3 else values
     layers, parameters = [], list[Tensor | None]()
@@ -106,7 +109,7 @@ def _run(run: list[Fused], input: Tensor, groups: int) -> Tensor:
             layer = replace(layer, norm=_ready(norm, part))
         layers.append(layer)
         parameters += [weight, bias, None if norm is None else norm.weight, None if norm is None else norm.bias]
-    output = chain.run(layers, groups, values, parameters)
+    output = chain.run(layers, groups, values, parameters, shades)
     _count([fused.norm for fused in run if fused.norm is not None], groups)
     return output.squeeze(2).contiguous() if run[0].dims == 3 else output
 

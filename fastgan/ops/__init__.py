@@ -12,6 +12,7 @@ from fastgan.ops.conv import conv_transpose1d_act as conv_transpose1d_act
 from fastgan.ops.conv import conv_transpose2d_act as conv_transpose2d_act
 from fastgan.ops.diff_augment import diff_augment as diff_augment
 from fastgan.ops.gan_loss import gan_loss as gan_loss
+from fastgan.ops.halves import halves as halves
 from fastgan.ops.interpolate import interpolate as interpolate
 from fastgan.ops.latent import labels as labels
 from fastgan.ops.latent import latent as latent

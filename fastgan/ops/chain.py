@@ -18,9 +18,11 @@ from fastgan.ops import activation as act
 from fastgan.ops import dropout as drop
 from fastgan.ops.backend import register
 from fastgan.ops.chain_layer import Layer, returned, rows, shaped
+from fastgan.ops.destination import Owners, anchor, memory
 from fastgan.ops.linear_compute import Incoming
 from fastgan.ops.linear_dropout import apply_with_dropout, through
 from fastgan.ops.registration import asked_for, batched
+from fastgan.ops.shadow import Pair
 
 if TYPE_CHECKING:
     from fastgan.kernels.norm import Norm
@@ -30,46 +32,72 @@ PARAMETERS = 4  # of a layer: weight, bias, and the norm's weight and bias
 SAVED = 4  # of a layer: output, mean, var, and the seed of its dropout
 
 
-def run(layers: Sequence[Layer], groups: int, input: Tensor, parameters: Sequence[Tensor | None]) -> Tensor:
+def run(
+    layers: Sequence[Layer],
+    groups: int,
+    input: Tensor,
+    parameters: Sequence[Tensor | None],
+    shades: Sequence[Pair],
+) -> Tensor:
     """Run layers one into the next, on the kernels: all linear, or all convolutions.
 
     Args:
         layers: what each of them does.
         groups: equal parts of the batch, one after the other, that have statistics of their own.
-        input: (batch, in_features) or (batch, channels, height, width), of the dtype of the weights.
+        input: (batch, in_features) or (batch, channels, height, width), of the dtype that is computed in.
         parameters: for each layer weight, bias, and the norm's weight and bias; None for those it lacks.
+        shades: for each layer what stands in for weight and bias where they are of another dtype.
 
     Returns:
         What the last layer puts out. Differentiable as often as asked.
     """
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (input, *parameters)):
-        output: Tensor = _Chain.apply(tuple(layers), groups, input, *parameters)
+        output: Tensor = _Chain.apply(tuple(layers), groups, tuple(shades), input, *parameters)
         return output
-    return _forward(layers, groups, input, parameters, keep=False)[0]
+    return _forward(layers, groups, input, parameters, _used(parameters, shades), keep=False)[0]
+
+
+def _used(parameters: Sequence[Tensor | None], shades: Sequence[Pair]) -> list[Tensor | None]:
+    """Return what is computed with: stand-ins where there are any."""
+    every = [shade for pair in shades for shade in (*pair, None, None)]
+    return [t if shade is None else shade for t, shade in zip(parameters, every, strict=True)]
 
 
 class _Chain(Function):
+    """Saves what is computed with; leaves, and what stand-ins stand for, are held on to beside it."""
+
     @staticmethod
-    def forward(ctx: Any, layers: tuple[Layer, ...], groups: int, input: Tensor, *parameters: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any,
+        layers: tuple[Layer, ...],
+        groups: int,
+        shades: tuple[Pair, ...],
+        input: Tensor,
+        *parameters: Tensor | None,
+    ) -> Tensor:
         ctx.set_materialize_grads(False)
-        output, kept = _forward(layers, groups, input, parameters, keep=True)
-        ctx.save_for_backward(input, *parameters, *kept)
+        factors = _used(parameters, shades)
+        output, kept = _forward(layers, groups, input, parameters, factors, keep=True)
+        ctx.save_for_backward(input, *factors, *kept)
         ctx.layers, ctx.groups = layers, groups
+        pairs = list(zip(parameters, factors, strict=True))
+        ctx.anchors = [None if t is None else anchor(t, None if f is t else f) for t, f in pairs]
+        ctx.shaded = [f is not t for t, f in pairs]
         return output
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
         layers, count = ctx.layers, PARAMETERS * len(ctx.layers)
         if grad is None:
-            return (None,) * (3 + count)
+            return (None,) * (4 + count)
         input, *rest = ctx.saved_tensors
-        tape = Tape(layers, ctx.groups, input, rest[:count], rest[count:])
-        wanted = asked_for(ctx)[2:]
+        tape = Tape(layers, ctx.groups, input, rest[:count], ctx.anchors, ctx.shaded, rest[count:])
+        wanted = asked_for(ctx)[3:]
         if not torch.is_grad_enabled() and not batched(grad):
-            return (None, None, *_backward(tape, grad, wanted))
+            return (None, None, None, *_backward(tape, grad, wanted))
         if tape.straight and not any(wanted[1:]):
-            return (None, None, _straight_backward(tape, grad), *(None,) * count)
-        return (None, None, *_recorded_backward(tape, grad, wanted))
+            return (None, None, None, _straight_backward(tape, grad), *(None,) * count)
+        return (None, None, None, *_recorded_backward(tape, grad, wanted))
 
 
 class Tape(NamedTuple):
@@ -78,7 +106,9 @@ class Tape(NamedTuple):
     layers: tuple[Layer, ...]
     groups: int
     input: Tensor
-    parameters: Sequence[Tensor | None]
+    factors: Sequence[Tensor | None]  # what was computed with: parameters, or their stand-ins
+    anchors: Sequence[Tensor | None]  # parameters, of leaves and of what has a stand-in
+    shaded: Sequence[bool]  # which factors are stand-ins
     kept: Sequence[Tensor | None]
 
     @property
@@ -88,9 +118,23 @@ class Tape(NamedTuple):
 
     def of(self, at: int) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
         """Return weight and bias of a layer, and those of its norm."""
-        weight, bias, gamma, beta = self.parameters[PARAMETERS * at : PARAMETERS * (at + 1)]
+        weight, bias, gamma, beta = self.factors[PARAMETERS * at : PARAMETERS * (at + 1)]
         assert weight is not None
         return weight, bias, gamma, beta
+
+    def parameter(self, place: int) -> Tensor | None:
+        """Return an operand that gradients go to."""
+        return self.anchors[place] if self.shaded[place] else self.factors[place]
+
+    def shades(self, at: int) -> Pair:
+        """Return what stands in for weight and bias of a layer."""
+        places = PARAMETERS * at, PARAMETERS * at + 1
+        weight, bias = (self.factors[place] if self.shaded[place] else None for place in places)
+        return weight, bias
+
+    def owners(self, at: int) -> Owners:
+        """Return whose gradients those of weight and bias of a layer are."""
+        return Owners(self.anchors[PARAMETERS * at], self.anchors[PARAMETERS * at + 1])
 
     def output(self, at: int) -> Tensor | None:
         """Return the output of a layer, raw where a norm follows."""
@@ -114,15 +158,21 @@ def _norm(layer: Layer, mean: Tensor | None, var: Tensor | None, gamma: Tensor |
 
 
 def _forward(
-    layers: Sequence[Layer], groups: int, input: Tensor, parameters: Sequence[Tensor | None], keep: bool
+    layers: Sequence[Layer],
+    groups: int,
+    input: Tensor,
+    parameters: Sequence[Tensor | None],
+    factors: Sequence[Tensor | None],
+    keep: bool,
 ) -> tuple[Tensor, list[Tensor | None]]:
+    """Return the output, and what backward needs beside ``factors``, by which each of ``parameters`` is stood for."""
     from fastgan.kernels.batch_norm_act import batch_norm_act_fwd
     from fastgan.kernels.norm import Statistics
 
     kept: list[Tensor | None] = []
     u, norm = input, None
     for at, layer in enumerate(layers):
-        weight, bias, gamma, beta = parameters[PARAMETERS * at : PARAMETERS * (at + 1)]
+        weight, bias, gamma, beta = factors[PARAMETERS * at : PARAMETERS * (at + 1)]
         assert weight is not None
         statistics = seed = dropout = mean = var = None
         if layer.norm is not None and layer.norm.training:
@@ -167,16 +217,17 @@ def _backward(tape: Tape, grad: Tensor, wanted: Sequence[bool]) -> list[Tensor |
         assert operand is not None
         below = _below(tape, at - 1) if at and norm is None else None
         layer = tape.layers[at]
-        bias, with_bias = tape.of(at)[1], wanted[own + 1]
-        if with_bias and bias is not None and layer.norm is not None and layer.norm.training:  # which takes shifts away
-            results[own + 1], with_bias = torch.zeros_like(bias), False
-        asked = any(wanted[:own]), wanted[own], with_bias
-        incoming = layer.settled(incoming, weight, operand, asked, below, norm)
+        owners, bias, gb = tape.owners(at), tape.of(at)[1], None
+        if wanted[own + 1] and bias is not None:
+            results[own + 1] = gb = memory(owners.bias, bias.shape, bias)
+        if gb is not None and layer.norm is not None and layer.norm.training:
+            gb.zero_()  # the norm takes shifts away
+            gb = None
+        incoming = layer.settled(incoming, weight, operand, (any(wanted[:own]), wanted[own]), below, norm, gb)
         if wanted[own]:
-            results[own], column = layer.to_weight(incoming, operand, weight, with_bias, norm)
-            results[own + 1] = column if with_bias else results[own + 1]
-        elif with_bias:
-            results[own + 1] = layer.to_bias(incoming)
+            results[own] = layer.to_weight(incoming, operand, weight, gb, norm, owners)
+        elif gb is not None:
+            layer.to_bias(incoming, gb)
         if not any(wanted[:own]):
             break
         if at == 0:
@@ -221,7 +272,7 @@ def _places(tape: Tape, at: int, wanted: Sequence[bool], results: list[Tensor | 
         lift, tilt = torch.empty((2, *norm.mean.shape), dtype=torch.float32, device=norm.mean.device)
     for place, vector in ((own + 2, gamma), (own + 3, beta)):
         if wanted[place] and vector is not None:
-            results[place] = torch.empty_like(vector)
+            results[place] = memory(tape.anchors[place - 1], vector.shape, vector)
     return NormGradients(lift, tilt, results[own + 2], results[own + 3])
 
 
@@ -243,36 +294,41 @@ def _straight_backward(tape: Tape, grad: Tensor) -> Tensor:
         if seed is not None:
             grad = through(grad, mask, seed, layer.activation, layer.slope, layer.dropout, layer.dropout_first)
             mask = None
-        grad = layer.differentiate(grad, tape.of(at)[0], None if layer.activation == "none" else mask, operand)
+        weight = tape.parameter(PARAMETERS * at)
+        assert weight is not None
+        mask = None if layer.activation == "none" else mask
+        grad = layer.differentiate(grad, weight, tape.shades(at)[0], mask, operand)
     return grad
 
 
 def _recorded_backward(tape: Tape, grad: Tensor, wanted: Sequence[bool]) -> Iterator[Tensor | None]:
     """Form gradients of any order: run the layers again with plain arithmetic on the norms, and let autograd follow."""
     with torch.enable_grad():  # by views: one tensor may stand in two places, or come out of another of them
-        operands = [None if t is None else t.view_as(t) for t in (tape.input, *tape.parameters)]
+        parameters = (tape.parameter(place) for place in range(len(tape.factors)))
+        operands = [None if t is None else t.view_as(t) for t in (tape.input, *parameters)]
         assert operands[0] is not None
-        tape = tape._replace(input=operands[0], parameters=operands[1:])
+        whole = _recorded(tape._replace(input=operands[0]), operands[1:])
         asked = [t for t, want in zip(operands, wanted, strict=True) if want and t is not None]
-        gradients = iter(torch.autograd.grad(_recorded(tape), asked, grad, create_graph=True, allow_unused=True))
+        gradients = iter(torch.autograd.grad(whole, asked, grad, create_graph=True, allow_unused=True))
     return (next(gradients) if want and t is not None else None for t, want in zip(operands, wanted, strict=True))
 
 
-def _recorded(tape: Tape) -> Tensor:
+def _recorded(tape: Tape, parameters: Sequence[Tensor | None]) -> Tensor:
     u = tape.input
     for at, layer in enumerate(tape.layers):
-        weight, bias, gamma, beta = tape.of(at)
-        seed = tape.seed(at)
+        weight, bias, gamma, beta = parameters[PARAMETERS * at : PARAMETERS * (at + 1)]
+        assert weight is not None
+        seed, shades = tape.seed(at), tape.shades(at)
         if layer.norm is not None:
-            u = layer.apply(u, weight, bias)
+            u = layer.apply(u, weight, bias, shades)
             mean, var = (tape.kept[SAVED * at + 1], tape.kept[SAVED * at + 2])
             u = normalise(u, gamma, beta, layer.norm.eps, tape.groups, None if layer.norm.training else (mean, var))
             u = act.activate(u, layer.activation, layer.slope)
         elif seed is not None:
             more = (layer.activation, layer.slope, layer.dropout, layer.dropout_first)
-            u = apply_with_dropout(u, weight, bias, seed, *more)
+            u = apply_with_dropout(u, weight, bias, seed, *more, shades)
         else:
-            u = layer.apply(u, weight, bias)
+            u = layer.apply(u, weight, bias, shades)
     return u
 
 

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from fastgan.ops import conv_autograd, conv_compute, linear_autograd, linear_compute
 from fastgan.ops.conv_form import Form
+from fastgan.ops.destination import Owners, memory
 from fastgan.ops.linear_compute import Incoming
+from fastgan.ops.shadow import Pair
 
 if TYPE_CHECKING:
     from fastgan.kernels.linear import Dropout
@@ -72,14 +74,17 @@ class Layer:
         wanted: Sequence[bool],
         below: Below | None,
         norm: Norm | None,
+        gb: Tensor | None,
     ) -> Incoming:
-        """Form the incoming gradient once where its readers cannot; ``wanted``: of the input, the weight, the bias."""
-        inward, outward, with_bias = wanted
+        """Form the incoming gradient once where its readers cannot, and the bias's, gb, where that is no by-product.
+
+        ``wanted``: of the input, and of the weight.
+        """
+        inward, outward = wanted
         x = operand if outward else None
         if self.form is not None:
-            more = self.form, operand.shape, inward, below, norm, with_bias
-            return conv_compute.settled(incoming, weight, x, *more)
-        return linear_compute.settled(incoming, weight if inward else None, x, below, norm, with_bias)
+            return conv_compute.settled(incoming, weight, x, self.form, operand.shape, inward, below, norm, gb)
+        return linear_compute.settled(incoming, weight if inward else None, x, below, norm, gb)
 
     def to_input(
         self,
@@ -98,32 +103,44 @@ class Layer:
         return linear_compute.to_input(incoming, weight, below=below, norm=norm, raw=raw, to=to)
 
     def to_weight(
-        self, incoming: Incoming, operand: Tensor, weight: Tensor, with_bias: bool, norm: Norm | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return the gradient of the weight, and of the bias where it is asked for."""
+        self,
+        incoming: Incoming,
+        operand: Tensor,
+        weight: Tensor,
+        gb: Tensor | None,
+        norm: Norm | None,
+        owners: Owners,
+    ) -> Tensor:
+        """Return the gradient of the weight, and write that of the bias to gb, where it is given and not written."""
         if self.form is not None:
-            return conv_compute.to_weight(incoming, operand, weight, self.form, with_bias, norm=norm)
-        return linear_compute.to_weight(incoming, operand, with_bias, norm=norm)
+            return conv_compute.to_weight(incoming, operand, weight, self.form, gb, norm=norm, owners=owners)
+        gw = memory(owners.weight, weight.shape, weight)
+        linear_compute.to_weight(incoming, operand, gw, gb, norm=norm)
+        return gw
 
-    def to_bias(self, incoming: Incoming) -> Tensor:
-        """Return the gradient of the bias alone."""
-        return linear_compute.to_bias(incoming) if self.form is None else conv_compute.to_bias(incoming)
+    def to_bias(self, incoming: Incoming, gb: Tensor) -> None:
+        """Write the gradient of the bias alone to gb."""
+        if self.form is None:
+            linear_compute.to_bias(incoming, gb)
+        else:
+            conv_compute.to_bias(incoming, gb)
 
-    def apply(self, u: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def apply(self, u: Tensor, weight: Tensor, bias: Tensor | None, shades: Pair) -> Tensor:
         """Compute its output with a graph of its own; no dropout."""
         if self.form is not None:
-            return conv_autograd.apply(u, weight, bias, self.form, *self.after, True)
-        return linear_autograd.apply(u, weight, bias, *self.after, True)
+            return conv_autograd.apply(u, weight, bias, self.form, *self.after, True, shades=shades)
+        return linear_autograd.apply(u, weight, bias, *self.after, True, shades)
 
-    def differentiate(self, grad: Tensor, weight: Tensor, mask: Tensor | None, operand: Tensor) -> Tensor:
+    def differentiate(
+        self, grad: Tensor, weight: Tensor, shade: Tensor | None, mask: Tensor | None, operand: Tensor
+    ) -> Tensor:
         """Return the gradient of the operand with a graph of its own, ``mask`` being the output."""
-        how = self.after if mask is not None else ("none", 0.0)
+        how = *(self.after if mask is not None else ("none", 0.0)), True, shade, Owners(weight)
+        only = (True, False, False)
         if self.form is not None:
-            gradients = conv_autograd.differentiate(
-                grad, None, weight, mask, operand.shape, (True, False, False), self.form, *how, True
-            )
+            gradients = conv_autograd.differentiate(grad, None, weight, mask, operand.shape, only, self.form, *how)
         else:
-            gradients = linear_autograd.differentiate(grad, None, weight, mask, (True, False, False), *how, True)
+            gradients = linear_autograd.differentiate(grad, None, weight, mask, only, *how)
         assert gradients[0] is not None
         return gradients[0]
 

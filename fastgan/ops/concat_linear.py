@@ -12,10 +12,11 @@ from fastgan.errors import UserError
 from fastgan.ops import activation as act
 from fastgan.ops.backend import by_reference
 from fastgan.ops.concat_linear_autograd import apply
-from fastgan.ops.concat_linear_compute import MOST, OP, Part, fits, flat, formed, plain
+from fastgan.ops.concat_linear_compute import MOST, OP, Part, fits, formed, plain
 from fastgan.ops.concat_linear_compute import Embedded as Embedded
 from fastgan.ops.linear import linear_act
 from fastgan.ops.registration import autocast, traced, transformed
+from fastgan.ops.shadow import NEITHER, Pair, stand_ins, used
 
 
 def concat_linear_act(
@@ -61,10 +62,16 @@ def concat_linear_act(
     if len(inputs) == 1 and isinstance(inputs[0], Tensor):
         return linear_act(inputs[0], weight, bias, activation=activation, negative_slope=negative_slope)
     indices = [part.index if isinstance(part, Embedded) else None for part in inputs]
-    weight, bias, *values = autocast(weight, bias, *(p.table if isinstance(p, Embedded) else p for p in inputs))
+    given = [part.table if isinstance(part, Embedded) else part for part in inputs]
+    shades: Pair = NEITHER
+    if direct := not traced(*given, *indices, weight, bias):
+        shades = stand_ins(weight, weight, bias)  # type: ignore[assignment]
+    else:
+        weight, bias = autocast(weight, bias)
+    _, *values = autocast(used(weight, bias, shades)[0], *given)
     parts: list[Part] = list(zip(values, indices, strict=True))
-    if not fits(parts, weight, bias) or transformed():
+    if not fits(parts, *used(weight, bias, shades)) or transformed():
         return plain(parts, weight, bias, activation, negative_slope)
     if len(parts) > MOST:
         parts[MOST - 1 :] = [(formed(parts[MOST - 1 :]), None)]
-    return apply(parts, weight, bias, (act.check(activation), negative_slope, not traced(*flat(parts), weight, bias)))
+    return apply(parts, weight, bias, (act.check(activation), negative_slope, direct), shades)

@@ -13,7 +13,9 @@ from torch import Tensor
 from fastgan.ops import activation as act
 from fastgan.ops import linear_compute as linear
 from fastgan.ops.backend import by_reference, register
+from fastgan.ops.destination import Owners, memory
 from fastgan.ops.linear_choice import by_library
+from fastgan.ops.linear_compute import NOBODY, as_owned, summed
 
 OP = register("concat_linear_act")
 MOST = 3  # parts that the kernels take
@@ -135,6 +137,7 @@ def backward(
     wanted: Sequence[bool],
     activation: str,
     negative_slope: float,
+    owners: Owners = NOBODY,
 ) -> Gradients:
     """Return the wanted gradients; the parts are there where the weight's is wanted, ``weight`` where a part's is."""
     g = grad.reshape(math.prod(grad.shape[:-1]), grad.shape[-1])
@@ -144,28 +147,31 @@ def backward(
     gw = gb = None
     if backend == "triton":
         incoming = linear.settled(linear.Incoming(g, mask, activation, negative_slope), weight, None)
+        gb = memory(owners.bias, g.shape[1:], g, owners.lands) if wanted[1] else None
         if wanted[0]:
-            gw, gb = to_weight(incoming, rows(parts), wanted[1])
-        elif wanted[1]:
-            gb = act.times_derivative(g, mask, activation, negative_slope).sum(0)
+            gw = memory(owners.weight, (g.shape[1], sum(sizes)), g, owners.lands)
+            to_weight(incoming, rows(parts), gw, gb)
+        elif gb is not None:
+            summed(act.times_derivative(g, mask, activation, negative_slope), gb)
         gx = [None if block is None else linear.to_input(incoming, block) for block in asked]
     else:
         g = act.times_derivative(g, mask, activation, negative_slope)
-        gw = g.t() @ formed(rows(parts)) if wanted[0] else None
-        gb = g.sum(0) if wanted[1] else None
+        gw = as_owned(g.t() @ formed(rows(parts)), owners.weight) if wanted[0] else None
+        gb = as_owned(g.sum(0), owners.bias) if wanted[1] else None
         gx = [None if block is None else g @ block for block in asked]
     return gw, gb, *(None if part is None else part.view(*grad.shape[:-1], part.shape[-1]) for part in gx)
 
 
-def to_weight(incoming: linear.Incoming, parts: Sequence[Part], with_bias: bool) -> tuple[Tensor, Tensor | None]:
-    """Return g^T cat(parts), and the sum of g over the batch where it is asked for."""
+def to_weight(incoming: linear.Incoming, parts: Sequence[Part], gw: Tensor, gb: Tensor | None) -> None:
+    """Write g^T cat(parts) to gw, and the sum of g over the batch to gb, if it is given."""
     g, saved, activation, slope, _ = incoming[:5]
     columns = sum(values.shape[1] for values, _ in parts)
     if by_library("concat_linear_bwd_weight", g.shape[1], columns, g.shape[0], g):
-        return linear.to_weight(incoming, formed(parts), with_bias)
+        linear.to_weight(incoming, formed(parts), gw, gb)
+        return
     from fastgan.kernels.concat_linear import concat_linear_bwd_weight
 
-    return concat_linear_bwd_weight(g, saved, parts, activation, slope, with_bias)
+    concat_linear_bwd_weight(g, saved, parts, activation, slope, gb is not None, gw=gw, gb=gb)
 
 
 def placed(parts: Sequence[Tensor], wanted: Sequence[bool]) -> Gradients:

@@ -13,7 +13,8 @@ from fastgan.ops.backend import by_reference
 from fastgan.ops.conv_autograd import apply
 from fastgan.ops.conv_compute import NOTHING, OP, fits
 from fastgan.ops.conv_form import Form, check_upsample, enlarged
-from fastgan.ops.registration import autocast, traced, transformed
+from fastgan.ops.registration import transformed
+from fastgan.ops.shadow import lowered, used
 
 Size = int | Sequence[int]
 
@@ -180,7 +181,7 @@ class _Call(NamedTuple):
 def _run(call: _Call, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if by_reference(OP, input):
         return call.plain(input, weight, bias)
-    x, weight, bias = autocast(input, weight, bias)
+    x, weight, bias, shades, direct = lowered(input, weight, bias)
     if (x is not input and by_reference(OP, x)) or transformed():
         return call.plain(x, weight, bias)
     act.check(call.after[0])
@@ -190,12 +191,14 @@ def _run(call: _Call, input: Tensor, weight: Tensor, bias: Tensor | None) -> Ten
         return call.plain(x, weight, bias)
     form, behind = found
     image, filters = _image(x, call.dims), weight if call.dims == 2 else weight.unsqueeze(2)
+    if shades[0] is not None and call.dims == 1:
+        shades = shades[0].unsqueeze(2), shades[1]
     if any(behind):  # PyTorch too makes the larger image first
         image, before = act.activate(image, *before), NOTHING
         image = F.pad(enlarged(image, call.upsample), (0, behind[1], 0, behind[0]))
-    if not fits(image, filters, bias, form):
+    if not fits(image, *used(filters, bias, shades), form):
         return call.plain(x, weight, bias)
-    y = apply(image, filters, bias, form, *call.after, not traced(image, filters, bias), before)
+    y = apply(image, filters, bias, form, *call.after, direct, before, shades)
     y = y if call.dims == 2 else y.squeeze(2)
     return y if x.dim() == call.dims + 2 else y.squeeze(0)
 

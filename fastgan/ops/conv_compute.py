@@ -16,7 +16,8 @@ from fastgan.ops import activation as act
 from fastgan.ops.backend import register
 from fastgan.ops.conv_choice import by_library, in_load
 from fastgan.ops.conv_form import Form
-from fastgan.ops.linear_compute import Incoming
+from fastgan.ops.destination import Owners, laid
+from fastgan.ops.linear_compute import NOBODY, Incoming, summed
 
 if TYPE_CHECKING:
     from fastgan.kernels.linear_bwd_input import Below
@@ -144,7 +145,7 @@ def settled(
     inward: bool,
     below: Below | None = None,
     norm: Norm | None = None,
-    with_bias: bool = False,
+    gb: Tensor | None = None,
 ) -> Incoming:
     """Form g once where the library will read it, or who sums up the bias's gradient; that gradient with it.
 
@@ -154,26 +155,26 @@ def settled(
         form: of the convolution; ``shape``: of its input.
         inward: whether the input's gradient is wanted.
         below, norm: what the input came out of.
-        with_bias: whether the bias's gradient is wanted.
+        gb: where the bias's gradient is to be written, if it is wanted.
     """
     incoming = _aligned(incoming)
     to_input = inward and _input_by_library(incoming, weight, form, shape, below, norm)
     to_weight = x is not None and _weight_by_library(incoming, x, weight, form, norm)
-    apart = with_bias and (form.transposed or x is None)
+    apart = gb is not None and (form.transposed or x is None)
+    place = gb if apart or to_weight else None
     if incoming.saved is None:
-        return incoming._replace(column=rows(incoming.grad).sum(0)) if apart or (with_bias and to_weight) else incoming
+        return incoming if place is None else incoming._replace(column=summed(rows(incoming.grad), place))
     if not (to_input or to_weight or apart):
         return incoming
-    summed = apart or (with_bias and to_weight)
     if incoming.correction is not None:
         g = formed(incoming)
-        return Incoming(g, column=rows(g).sum(0) if summed else None)
+        return Incoming(g, column=None if place is None else summed(rows(g), place))
     from fastgan.kernels.bias_act import bias_act_bwd
 
     g, saved, activation, slope, *_ = incoming
     assert saved is not None
-    values, column = bias_act_bwd(rows(g), rows(saved).contiguous(), activation, slope, with_bias=summed)
-    return Incoming(images(values, g), column=column)
+    values, column = bias_act_bwd(rows(g), rows(saved).contiguous(), activation, slope, with_bias=place is not None)
+    return Incoming(images(values, g), column=None if place is None or column is None else place.copy_(column))
 
 
 def to_input(
@@ -226,12 +227,13 @@ def to_weight(
     x: Tensor,
     weight: Tensor,
     form: Form,
-    with_bias: bool,
+    gb: Tensor | None,
     *,
     norm: Norm | None = None,
     before: tuple[str, float] = NOTHING,
-) -> tuple[Tensor, Tensor | None]:
-    """Return the gradient of the weights, and the sum of g where it is asked for."""
+    owners: Owners = NOBODY,
+) -> Tensor:
+    """Return the gradient of the weights, and write the sum of g to gb, where it is given and not written yet."""
     from fastgan.kernels import conv_bwd_weight as kernels
     from fastgan.kernels.conv_product import conv_target
 
@@ -248,17 +250,21 @@ def to_weight(
         g = formed(incoming)
         whole = form.plain_backward(g, _through(x, before), weight, (False, True))[1]
         assert whole is not None
-        return whole, rows(g).sum(0) if with_bias and column is None else column
-    gw = torch.empty_like(weight)
-    gb = gw.new_empty(gw.shape[0]) if with_bias and column is None else None
+        if gb is not None and column is None:
+            summed(rows(g), gb)
+        as_it_is = owners.weight is None or owners.weight.dtype == whole.dtype
+        return whole if as_it_is else laid(owners.weight, weight, owners.lands).copy_(whole)
+    gw = laid(owners.weight, weight, owners.lands)
+    gb = gb if column is None else None
     how = geometry, form.transposed, activation, slope
     kernels.conv_bwd_weight(g, saved, x, gw, gb, *how, correction=correction, norm=norm, before=before)
-    return gw, column if gb is None else gb
+    return gw
 
 
-def to_bias(incoming: Incoming) -> Tensor:
-    """Return the sum of g over samples and positions."""
-    return rows(formed(incoming)).sum(0)
+def to_bias(incoming: Incoming, gb: Tensor) -> None:
+    """Write the sum of g over samples and positions to gb, where it is not written yet."""
+    if incoming.column is None:
+        summed(rows(formed(incoming)), gb)
 
 
 def normalised(x: Tensor, norm: Norm) -> Tensor:

@@ -22,7 +22,8 @@ from fastgan.ops.conv_compute import (
     to_weight,
 )
 from fastgan.ops.conv_form import Form
-from fastgan.ops.linear_compute import Gradients, Incoming
+from fastgan.ops.destination import Owners, memory
+from fastgan.ops.linear_compute import NOBODY, Gradients, Incoming, as_owned
 
 if TYPE_CHECKING:
     from fastgan.kernels.linear_bwd_input import Below
@@ -57,9 +58,10 @@ def forward(
     activation: str,
     slope: float,
     before: tuple[str, float] = NOTHING,
+    like: Tensor | None = None,
 ) -> Tensor:
-    """Return phi(conv(psi(input), weight) + bias) by the kernels, laid out as PyTorch would."""
-    format = format_of(input, weight)
+    """Return phi(conv(psi(input), weight) + bias) by the kernels, laid out as PyTorch would with weights ``like``."""
+    format = format_of(input, weight if like is None else like)
     return product(input, weight, bias, form, activation, slope, before=before, format=format)
 
 
@@ -74,19 +76,21 @@ def backward(
     activation: str,
     slope: float,
     before: tuple[str, float] = NOTHING,
+    owners: Owners = NOBODY,
 ) -> Gradients:
     """Return the wanted gradients by the kernels; ``input`` of ``size`` is there where its values are needed."""
     x = input if wanted[1] else None
     below = _below(input, before) if wanted[0] and input is not None else None
+    gx = gw = None
+    gb = memory(owners.bias, grad.shape[1:2], grad, owners.lands) if wanted[2] else None
     incoming = Incoming(grad, saved, activation, slope)
-    incoming = settled(incoming, weight, x, form, size, wanted[0], below, with_bias=wanted[2])
-    gx = gw = gb = None
+    incoming = settled(incoming, weight, x, form, size, wanted[0], below, gb=gb)
     if wanted[0]:
         gx = to_input(incoming, weight, form, size, below=below)
     if x is not None:
-        gw, gb = to_weight(incoming, x, weight, form, wanted[2], before=before)
-    elif wanted[2]:
-        gb = to_bias(incoming) if incoming.column is None else incoming.column
+        gw = to_weight(incoming, x, weight, form, gb, before=before, owners=owners)
+    elif gb is not None:
+        to_bias(incoming, gb)
     return gx, gw, gb
 
 
@@ -111,12 +115,14 @@ def plain_backward(
     form: Form,
     activation: str,
     slope: float,
+    owners: Owners = NOBODY,
 ) -> Gradients:
     """Return the wanted gradients by PyTorch, the definition of right."""
     g = act.times_derivative(grad, saved, activation, slope)
     x = g.new_empty(1).expand(size) if input is None else input
     gx, gw = form.plain_backward(g, x, weight, wanted) if any(wanted[:2]) else (None, None)
-    return gx, gw, g.sum((0, 2, 3)) if wanted[2] else None
+    gw = None if gw is None else as_owned(gw, owners.weight)
+    return gx, gw, as_owned(g.sum((0, 2, 3)), owners.bias) if wanted[2] else None
 
 
 def compute(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -53,14 +53,17 @@ def into(places: Mapping[Tensor, Tensor]) -> Iterator[None]:
         places: for each parameter a view of its shape, strides and dtype, which nothing else reads meanwhile.
 
     Whoever runs the pass looks where each gradient came out (``landed``): those of parameters that are used twice, that
-    have hooks, or that go by PyTorch alone do so elsewhere. Backward runs on threads of its own: so all threads see it.
+    have hooks, or that go by PyTorch alone do so elsewhere. The pass is torch.autograd.grad: ``backward()`` would add a
+    view that is ``.grad`` to itself. Backward runs on threads of its own: so all threads see it.
 
     Raises:
         UserError: for a view of another shape, order or dtype.
     """
     for parameter, view in places.items():
         if view.shape != parameter.shape or view.stride() != parameter.stride() or view.dtype != parameter.dtype:
-            raise UserError("a gradient's view has its parameter's shape, strides and dtype: flat(parameters) makes some")
+            raise UserError(
+                "a gradient's view has its parameter's shape, strides and dtype: flat(parameters) makes some"
+            )
     _places.update((id(parameter), (parameter, view)) for parameter, view in places.items())
     try:
         yield
@@ -77,7 +80,7 @@ def claim(owner: Tensor | None, contiguous: bool = False) -> Tensor | None:
     if not _places or owner is None:
         return None
     found, base = _places.get(id(owner)), owner._base
-    if found is None and base is not None and base.numel() == owner.numel():
+    if found is None and base is not None and _elements(owner) == _elements(base):
         found = _places.get(id(base))
     if found is None:
         return None
@@ -89,8 +92,14 @@ def claim(owner: Tensor | None, contiguous: bool = False) -> Tensor | None:
     return view if _places.pop(id(parameter), None) is not None else None
 
 
-def room(owner: Tensor | None, size: Sequence[int], like: Tensor, lands: bool = True) -> Tensor:
-    """Return contiguous memory for an owner's gradient: its view, or new memory in its dtype, or in that of ``like``."""
+def _elements(tensor: Tensor) -> tuple[object, list[tuple[int, int]]]:
+    """Return which elements a tensor has, whatever the order of its dimensions."""
+    axes = zip(tensor.stride(), tensor.shape, strict=True)
+    return tensor.storage_offset(), sorted(axis for axis in axes if axis[1] != 1)
+
+
+def memory(owner: Tensor | None, size: Sequence[int], like: Tensor, lands: bool = True) -> Tensor:
+    """Return contiguous memory for an owner's gradient: its view, or new memory in its dtype, or in ``like``'s."""
     view = claim(owner, contiguous=True) if lands else None
     return like.new_empty(size, dtype=like.dtype if owner is None else owner.dtype) if view is None else view
 
@@ -98,7 +107,7 @@ def room(owner: Tensor | None, size: Sequence[int], like: Tensor, lands: bool = 
 def laid(owner: Tensor | None, like: Tensor, lands: bool = True) -> Tensor:
     """Return memory for an owner's gradient in the owner's memory order; without an owner, in that of ``like``."""
     view = claim(owner) if lands else None
-    return torch.empty_like(like if owner is None else owner).detach() if view is None else view
+    return torch.empty_like(like if owner is None else owner) if view is None else view
 
 
 def flat(parameters: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -134,16 +143,21 @@ def gather(
     parameters: Sequence[Tensor],
     views: Sequence[Tensor],
     grad_outputs: Tensor | Sequence[Tensor] | None = None,
-) -> None:
+    inputs: Sequence[Tensor] = (),
+) -> tuple[Tensor | None, ...]:
     """Run a backward pass that leaves each parameter's gradient in its view, whatever was there before.
+
+    Returns the gradients of ``inputs``, wherever they are.
 
     Args:
         outputs, grad_outputs: as torch.autograd.grad takes them.
         parameters: leaves; one that outputs do not depend on gets zeros.
         views: as ``flat(parameters)`` returns them.
+        inputs: further tensors to differentiate by.
     """
     with into(dict(zip(parameters, views, strict=True))):
-        gradients = torch.autograd.grad(outputs, parameters, grad_outputs, allow_unused=True)
+        found: Any = torch.autograd.grad(outputs, [*parameters, *inputs], grad_outputs, allow_unused=True)
+    gradients, others = found[: len(parameters)], found[len(parameters) :]
     elsewhere, there, unused = [], [], []
     for gradient, view in zip(gradients, views, strict=True):
         if gradient is None:
@@ -156,6 +170,7 @@ def gather(
             torch._foreach_copy_(there, elsewhere)
         if unused:
             torch._foreach_zero_(unused)
+    return tuple(others)
 
 
 def landed(gradient: Tensor, view: Tensor) -> bool:

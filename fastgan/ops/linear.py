@@ -11,7 +11,8 @@ from fastgan.ops.backend import by_reference
 from fastgan.ops.linear_autograd import apply
 from fastgan.ops.linear_compute import OP, fits
 from fastgan.ops.linear_dropout import apply_with_dropout
-from fastgan.ops.registration import autocast, traced, transformed
+from fastgan.ops.registration import traced, transformed
+from fastgan.ops.shadow import lowered, used
 
 
 def linear_act(
@@ -52,10 +53,10 @@ def linear_act(
         return _with_dropout(input, weight, bias, activation, negative_slope, drop.check(dropout), dropout_first, rng)
     if by_reference(OP, input):
         return act.activate(F.linear(input, weight, bias), activation, negative_slope)
-    x, weight, bias = autocast(input, weight, bias)
-    if (x is not input and by_reference(OP, x)) or not fits(x, weight, bias) or transformed():
+    x, weight, bias, shades, direct = lowered(input, weight, bias)
+    if (x is not input and by_reference(OP, x)) or not fits(x, *used(weight, bias, shades)) or transformed():
         return act.activate(F.linear(x, weight, bias), activation, negative_slope)
-    return apply(x, weight, bias, act.check(activation), negative_slope, not traced(x, weight, bias))
+    return apply(x, weight, bias, act.check(activation), negative_slope, direct, shades)
 
 
 def _with_dropout(
@@ -72,10 +73,10 @@ def _with_dropout(
     act.check(activation)
     rng = None if rng is None else drop.usable(rng, input.device)
     if not by_reference(OP, input) and not transformed() and not traced(input, weight, bias):
-        input, weight, bias = autocast(input, weight, bias)
-        if not by_reference(OP, input) and fits(input, weight, bias):
-            rng = drop.draw(input.device) if rng is None else rng
-            return apply_with_dropout(input, weight, bias, rng, activation, negative_slope, p, first)
+        x, weight, bias, shades, _ = lowered(input, weight, bias)
+        if not by_reference(OP, x) and fits(x, *used(weight, bias, shades)):
+            rng = drop.draw(x.device) if rng is None else rng
+            return apply_with_dropout(x, weight, bias, rng, activation, negative_slope, p, first, shades)
     if first:
         return act.activate(
             _dropped(linear_act(input, weight, bias, activation="none"), p, rng), activation, negative_slope

@@ -12,19 +12,30 @@ from torch.autograd import Function
 
 from fastgan.ops import activation as act
 from fastgan.ops.backend import by_reference
-from fastgan.ops.linear_compute import OP, Gradients, backward, fits, forward
+from fastgan.ops.destination import Owners, owners
+from fastgan.ops.linear_compute import NOBODY, OP, Gradients, backward, fits, forward
 from fastgan.ops.registration import asked_for, batched, below_autograd, register_op, transformed
+from fastgan.ops.shadow import NEITHER, Pair, stand_in, used
 
 
 def apply(
-    input: Tensor, weight: Tensor, bias: Tensor | None, activation: str, negative_slope: float, direct: bool
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    negative_slope: float,
+    direct: bool,
+    shades: Pair = NEITHER,
 ) -> Tensor:
-    """Go to the kernels directly, or to the registered op where a tracer must see it."""
+    """Go to the kernels directly, or to the registered op where a tracer must see it.
+
+    ``shades``: what is computed with in the place of weight and bias, to which the gradients go.
+    """
     if not direct:
         return _linear_act(input, weight, bias, activation, negative_slope)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (input, weight, bias)):
-        return _LinearAct.apply(input, weight, bias, activation, negative_slope, True)
-    return forward("triton", input, weight, bias, activation, negative_slope)[0]
+        return _LinearAct.apply(input, weight, bias, activation, negative_slope, True, shades)
+    return forward("triton", input, *used(weight, bias, shades), activation, negative_slope)[0]
 
 
 def differentiate(
@@ -36,19 +47,27 @@ def differentiate(
     activation: str,
     negative_slope: float,
     direct: bool,
+    shade: Tensor | None = None,
+    owners: Owners = NOBODY,
 ) -> Gradients:
-    """Return the wanted gradients, with a graph of their own where one is being recorded."""
+    """Return the wanted gradients, with a graph of their own where one is being recorded.
+
+    ``shade``: what stands in for the weight; ``owners``: whose gradients they are.
+    """
     recorded = torch.is_grad_enabled()
     if recorded and saved is not None and activation not in act.SMOOTH:
         saved = saved.detach()  # no gradient flows into the mask: the forward graph need not live on for it
     operands = grad, input if wanted[1] else None, weight if wanted[0] else None, saved
     if not direct:
         return _placed(_linear_act_backward(*operands, activation, negative_slope, wanted), wanted)
+    if recorded and not batched(*operands):
+        more = shade, owners._replace(lands=False)
+        return _LinearActBackward.apply(*operands, activation, negative_slope, wanted, True, *more)
     if batched(*operands):
-        return backward("reference", *operands, activation, negative_slope, wanted)
-    if recorded:
-        return _LinearActBackward.apply(*operands, activation, negative_slope, wanted, True)
-    return backward("triton", *operands, activation, negative_slope, wanted)
+        factor = weight if shade is None or weight is None else weight.to(grad.dtype)
+        return backward("reference", *operands[:2], factor, saved, activation, negative_slope, wanted, owners)
+    factor = operands[2] if shade is None or not wanted[0] else shade
+    return backward("triton", *operands[:2], factor, saved, activation, negative_slope, wanted, owners)
 
 
 class _LinearAct(Function):
@@ -63,26 +82,32 @@ class _LinearAct(Function):
         activation: str,
         negative_slope: float,
         direct: bool,
+        shades: Pair = NEITHER,
     ) -> Tensor:
         ctx.set_materialize_grads(False)
+        factor, column = used(weight, bias, shades)
         if direct:
-            output, saved = forward("triton", input, weight, bias, activation, negative_slope)
+            output, saved = forward("triton", input, factor, column, activation, negative_slope)
         else:
             with below_autograd():
                 output = _linear_act(input, weight, bias, activation, negative_slope)
             saved = None if activation == "none" else output
         to_input, to_weight = ctx.needs_input_grad[:2]
-        ctx.save_for_backward(input if to_weight else None, weight if to_input else None, saved)
-        ctx.how = (activation, negative_slope, direct)
+        ctx.save_for_backward(input if to_weight else None, factor if to_input else None, saved)
+        ctx.how, ctx.shaded, ctx.owners = (activation, negative_slope, direct), factor is not weight, NOBODY
+        if direct:
+            ctx.owners = owners(weight, bias, shades)
         return output
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad is None:
-            return (None,) * 6
-        input, weight, saved = ctx.saved_tensors
-        gradients = differentiate(grad, input, weight, saved, asked_for(ctx)[:3], *ctx.how)
-        return (*gradients, None, None, None)
+            return (None,) * 7
+        input, factor, saved = ctx.saved_tensors
+        weight, shade = (ctx.owners.weight, factor) if ctx.shaded else (factor, None)
+        beside: dict[str, Any] = {"shade": shade, "owners": ctx.owners}
+        gradients = differentiate(grad, input, weight, saved, asked_for(ctx)[:3], *ctx.how, **beside)
+        return (*gradients, None, None, None, None)
 
 
 class _LinearActBackward(Function):
@@ -102,12 +127,16 @@ class _LinearActBackward(Function):
         negative_slope: float,
         wanted: Sequence[bool],
         direct: bool,
+        shade: Tensor | None = None,
+        owners: Owners = NOBODY,
     ) -> Gradients:
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(grad, input, weight, saved)
-        ctx.how = (activation, negative_slope, direct)
+        factor = weight if shade is None or weight is None else shade
+        ctx.save_for_backward(grad, input, factor, saved)
+        ctx.how, ctx.shaded = (activation, negative_slope, direct), factor is not weight
+        ctx.weight, ctx.owners = weight if ctx.shaded else None, owners
         if direct:
-            return backward("triton", grad, input, weight, saved, activation, negative_slope, wanted)
+            return backward("triton", grad, input, factor, saved, activation, negative_slope, wanted, owners)
         with below_autograd():
             parts = _linear_act_backward(grad, input, weight, saved, activation, negative_slope, wanted)
         return _placed(parts, wanted)
@@ -116,46 +145,52 @@ class _LinearActBackward(Function):
     def backward(
         ctx: Any, to_gx: Tensor | None, to_gw: Tensor | None, to_gb: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        grad, input, weight, saved = ctx.saved_tensors
+        grad, input, factor, saved = ctx.saved_tensors
+        weight, shade = (ctx.weight, factor) if ctx.shaded else (factor, None)
         activation, negative_slope, direct = ctx.how
         wants_grad, wants_input, wants_weight, wants_saved, *_ = asked_for(ctx)
         wants_saved = wants_saved and activation in act.SMOOTH
         for_grad = for_input = for_weight = for_saved = None
         if wants_grad or wants_saved:
-            to_g = _gradient_of_g(grad, input, weight, to_gx, to_gw, to_gb, direct)
+            to_g = _gradient_of_g(grad, input, weight, shade, to_gx, to_gw, to_gb, direct)
             if to_g is not None and wants_grad:
                 for_grad = act.times_derivative(to_g, saved, activation, negative_slope)
             if to_g is not None and wants_saved:
                 for_saved = act.times_second_derivative(to_g * grad, saved, activation)
         if wants_input and to_gw is not None:  # g to_gW
-            for_input = differentiate(grad, None, to_gw, saved, (True, False, False), *ctx.how)[0]
+            more: Any = (True, False, False), *ctx.how, stand_in(to_gw, grad.dtype)
+            for_input = differentiate(grad, None, to_gw, saved, *more)[0]
         if wants_weight and to_gx is not None:  # g^T to_gx
-            for_weight = differentiate(grad, to_gx, None, saved, (False, True, False), *ctx.how)[1]
-        return for_grad, for_input, for_weight, for_saved, None, None, None, None
+            more = (False, True, False), *ctx.how, None, ctx.owners._replace(lands=True)
+            for_weight = differentiate(grad, to_gx, None, saved, *more)[1]
+        return for_grad, for_input, for_weight, for_saved, *(None,) * 6
 
 
 def _gradient_of_g(
     grad: Tensor,
     input: Tensor | None,
     weight: Tensor | None,
+    shade: Tensor | None,
     to_gx: Tensor | None,
     to_gw: Tensor | None,
     to_gb: Tensor | None,
     direct: bool,
 ) -> Tensor | None:
-    """Return to_gx W^T + x to_gW^T + to_gb, of the terms that are there."""
+    """Return to_gx W^T + x to_gW^T + to_gb, of the terms that are there, in g's dtype."""
+    dtype = grad.dtype
     if batched(to_gx, to_gw, to_gb):
-        terms = [F.linear(to_gx, weight)] if to_gx is not None and weight is not None else []
-        terms += [F.linear(input, to_gw)] if to_gw is not None and input is not None else []
-        terms += [to_gb.expand_as(grad)] if to_gb is not None else []
+        terms = [F.linear(to_gx, weight.to(dtype))] if to_gx is not None and weight is not None else []
+        terms += [F.linear(input, to_gw.to(dtype))] if to_gw is not None and input is not None else []
+        terms += [to_gb.to(dtype).expand_as(grad)] if to_gb is not None else []
         return sum(terms[1:], terms[0]) if terms else None
-    total = None
+    total, linear = None, ("none", 0.0, direct)
     if to_gx is not None and weight is not None:
-        total, to_gb = apply(to_gx, weight, to_gb, "none", 0.0, direct), None
+        total, to_gb = apply(to_gx, weight, to_gb, *linear, (shade, stand_in(to_gb, dtype))), None
     if to_gw is not None and input is not None:
-        term, to_gb = apply(input, to_gw, to_gb, "none", 0.0, direct), None
+        shades = stand_in(to_gw, dtype), stand_in(to_gb, dtype)
+        term, to_gb = apply(input, to_gw, to_gb, *linear, shades), None
         total = term if total is None else total + term
-    return total if to_gb is None else to_gb.expand_as(grad)
+    return total if to_gb is None else to_gb.to(dtype).expand_as(grad)
 
 
 def _placed(parts: Sequence[Tensor], wanted: Sequence[bool]) -> Gradients:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fastgan.ops import activation as act
 from fastgan.ops.backend import register
+from fastgan.ops.destination import Owners, memory
 from fastgan.ops.linear_choice import by_library, in_load, room
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ OP = register("linear_act")
 MOST_ROWS = 16_384  # whose tiles one program sums up behind a product: more of them, and a pass of its own is faster
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]  # of input, weight and bias, where they are wanted
+NOBODY = Owners()
 
 
 class Incoming(NamedTuple):
@@ -80,6 +82,7 @@ def backward(
     activation: str,
     negative_slope: float,
     wanted: Sequence[bool],
+    owners: Owners = NOBODY,
 ) -> Gradients:
     """Return the wanted gradients; ``input`` is there where the weight's is wanted, ``weight`` where the input's is."""
     g, x, mask = grad, input, saved
@@ -91,18 +94,20 @@ def backward(
     mask = None if mask is None else mask.contiguous()
     gx = gw = gb = None
     if backend == "triton":
-        incoming = settled(Incoming(g, mask, activation, negative_slope), weight, x, with_bias=wanted[2])
+        gb = memory(owners.bias, g.shape[1:], g, owners.lands) if wanted[2] else None
+        incoming = settled(Incoming(g, mask, activation, negative_slope), weight, x, gb=gb)
         if wanted[0] and weight is not None:
             gx = to_input(incoming, weight)
         if wanted[1] and x is not None:
-            gw, gb = to_weight(incoming, x, wanted[2])
-        elif wanted[2]:
-            gb = to_bias(incoming)
+            gw = memory(owners.weight, (g.shape[1], x.shape[1]), g, owners.lands)
+            to_weight(incoming, x, gw, gb)
+        elif gb is not None:
+            to_bias(incoming, gb)
     else:
         g = act.times_derivative(g, mask, activation, negative_slope)
         gx = g @ weight if wanted[0] and weight is not None else None
-        gw = g.t() @ x if wanted[1] and x is not None else None
-        gb = g.sum(0) if wanted[2] else None
+        gw = as_owned(g.t() @ x, owners.weight) if wanted[1] and x is not None else None
+        gb = as_owned(g.sum(0), owners.bias) if wanted[2] else None
     if gx is not None and grad.dim() != 2:
         gx = gx.view(*grad.shape[:-1], gx.shape[-1])
     return gx, gw, gb
@@ -172,7 +177,7 @@ def settled(
     x: Tensor | None,
     below: Below | None = None,
     norm: Norm | None = None,
-    with_bias: bool = False,
+    gb: Tensor | None = None,
 ) -> Incoming:
     """Form g once where the library will read it, which cannot do so while it loads; the bias's gradient with it."""
     to_input = weight is not None and _input_by_library(incoming, weight, below, norm)
@@ -184,8 +189,8 @@ def settled(
     from fastgan.kernels.bias_act import bias_act_bwd
 
     g, saved, activation, slope, *_ = incoming
-    g, column = bias_act_bwd(g, saved, activation, slope, with_bias=with_bias and to_weight)
-    return Incoming(g, column=column)
+    g, column = bias_act_bwd(g, saved, activation, slope, with_bias=gb is not None and to_weight)
+    return Incoming(g, column=None if gb is None or column is None else gb.copy_(column))
 
 
 def _input_by_library(incoming: Incoming, weight: Tensor, below: Below | None, norm: Norm | None) -> bool:
@@ -236,11 +241,13 @@ def to_input(
     return gx
 
 
-def to_weight(
-    incoming: Incoming, x: Tensor, with_bias: bool, *, norm: Norm | None = None
-) -> tuple[Tensor, Tensor | None]:
-    """Return g^T u [N, K], u being x or x normalised, and the sum of g over the batch where it is asked for."""
-    g, saved, activation, slope, correction, _ = incoming
+def to_weight(incoming: Incoming, x: Tensor, gw: Tensor, gb: Tensor | None, *, norm: Norm | None = None) -> None:
+    """Write g^T u to gw [N, K], u being x or x normalised, and the sum of g over the batch to gb [N], if it is given.
+
+    Both are contiguous, in fp32 or the operands' dtype; gb may have been written in passing.
+    """
+    g, saved, activation, slope, correction, column = incoming
+    gb = gb if column is None else None
     library = _weight_by_library(incoming, x, norm)
     if norm is not None:
         size, masked = (g.shape[1], x.shape[1], g.shape[0]), saved is not None
@@ -249,16 +256,40 @@ def to_weight(
             x, norm = _normalised(x, norm), None
     if library:
         g = _formed(incoming)
-        column = incoming.column
-        return torch.mm(g.t(), x), g.sum(0) if with_bias and column is None else column
+        _multiply(g.t(), x, gw)
+        if gb is not None:
+            summed(g, gb)
+        return
     from fastgan.kernels.linear_bwd_weight import linear_bwd_weight
 
-    return linear_bwd_weight(g, saved, x, activation, slope, with_bias, correction=correction, norm=norm)
+    places: dict[str, Any] = {"gw": gw, "gb": gb}
+    linear_bwd_weight(g, saved, x, activation, slope, gb is not None, correction=correction, norm=norm, **places)
 
 
-def to_bias(incoming: Incoming) -> Tensor:
-    """Return the sum of g over the batch."""
-    return _formed(incoming).sum(0)
+def _multiply(a: Tensor, b: Tensor, out: Tensor) -> None:
+    """Write a b to ``out``, by the library; into fp32 it rounds nothing on a GPU."""
+    if out.dtype == a.dtype:
+        torch.mm(a, b, out=out)
+    elif a.is_cuda and out.dtype == torch.float32:
+        torch.mm(a, b, out_dtype=torch.float32, out=out)
+    else:
+        out.copy_(torch.mm(a, b))
+
+
+def to_bias(incoming: Incoming, gb: Tensor) -> None:
+    """Write the sum of g over the batch to gb [N]."""
+    if incoming.column is None:
+        summed(_formed(incoming), gb)
+
+
+def summed(values: Tensor, out: Tensor) -> Tensor:
+    """Write the sum over rows [M, N] to ``out`` [N], rounded once, and return it."""
+    return torch.sum(values, 0, dtype=out.dtype, out=out)
+
+
+def as_owned(gradient: Tensor, owner: Tensor | None) -> Tensor:
+    """Return a gradient in its owner's dtype."""
+    return gradient if owner is None else gradient.to(owner.dtype)
 
 
 def _measured(y: Tensor, statistics: Statistics) -> None:

@@ -11,9 +11,11 @@ from torch.autograd import Function
 
 from fastgan.ops import activation as act
 from fastgan.ops import dropout as drop
+from fastgan.ops.destination import owners
 from fastgan.ops.linear_autograd import differentiate
 from fastgan.ops.linear_compute import product
 from fastgan.ops.registration import asked_for, batched
+from fastgan.ops.shadow import NEITHER, Pair, used
 
 
 def apply_with_dropout(
@@ -25,10 +27,12 @@ def apply_with_dropout(
     negative_slope: float,
     p: float,
     first: bool,
+    shades: Pair = NEITHER,
 ) -> Tensor:
-    """Go to the kernels; record a graph where one is wanted."""
+    """Go to the kernels; record a graph where one is wanted. ``shades``: stand in for weight and bias."""
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (input, weight, bias)):
-        return _LinearDropout.apply(input, weight, bias, rng, activation, negative_slope, p, first)
+        return _LinearDropout.apply(input, weight, bias, rng, activation, negative_slope, p, first, shades)
+    weight, bias = used(weight, bias, shades)
     return _forward(input, weight, bias, rng, activation, negative_slope, p, first)[0]
 
 
@@ -46,22 +50,26 @@ class _LinearDropout(Function):
         negative_slope: float,
         p: float,
         first: bool,
+        shades: Pair,
     ) -> Tensor:
         ctx.set_materialize_grads(False)
-        output, saved = _forward(input, weight, bias, rng, activation, negative_slope, p, first)
+        factor, column = used(weight, bias, shades)
+        output, saved = _forward(input, factor, column, rng, activation, negative_slope, p, first)
         to_input, to_weight = ctx.needs_input_grad[:2]
-        ctx.save_for_backward(input if to_weight else None, weight if to_input else None, saved, rng)
-        ctx.how = (activation, negative_slope, p, first)
+        ctx.save_for_backward(input if to_weight else None, factor if to_input else None, saved, rng)
+        ctx.how, ctx.shaded = (activation, negative_slope, p, first), factor is not weight
+        ctx.owners = owners(weight, bias, shades)
         return output
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad is None:
-            return (None,) * 8
-        input, weight, saved, rng = ctx.saved_tensors
+            return (None,) * 9
+        input, factor, saved, rng = ctx.saved_tensors
+        weight, shade = (ctx.owners.weight, factor) if ctx.shaded else (factor, None)
         g = through(grad, saved, rng, *ctx.how)
-        gradients = differentiate(g, input, weight, None, asked_for(ctx)[:3], "none", 0.0, True)
-        return (*gradients, None, None, None, None, None)
+        gradients = differentiate(g, input, weight, None, asked_for(ctx)[:3], "none", 0.0, True, shade, ctx.owners)
+        return (*gradients, *(None,) * 6)
 
 
 def through(

@@ -12,9 +12,13 @@ from torch import Tensor
 from torch.autograd import Function
 
 from fastgan.errors import UserError
+from fastgan.ops import linear_autograd
 from fastgan.ops.backend import by_reference, register
+from fastgan.ops.destination import Owners, memory, owners
 from fastgan.ops.linear_choice import by_library
-from fastgan.ops.registration import asked_for, autocast, batched, below_autograd, register_op, traced, transformed
+from fastgan.ops.linear_compute import NOBODY, as_owned, summed
+from fastgan.ops.registration import asked_for, batched, below_autograd, register_op, transformed
+from fastgan.ops.shadow import NEITHER, Pair, lowered, stand_in, used
 
 OP = register("maxout")
 MOST_PIECES = 127  # that the kernels can number: more go by plain PyTorch
@@ -51,16 +55,18 @@ def maxout(input: Tensor, weight: Tensor, bias: Tensor | None = None, *, pieces:
         raise _misshapen(weight, pieces)
     if by_reference(OP, input):
         return _pieces(input, weight, bias, pieces).max(-1)[0]
-    input, weight, bias = autocast(input, weight, bias)
-    if not _fits(input, weight, bias, pieces) or transformed():
+    input, weight, bias, shades, direct = lowered(input, weight, bias)
+    factors = used(weight, bias, shades)
+    if not _fits(input, *factors, pieces) or transformed():
         return _pieces(input, weight, bias, pieces).max(-1)[0]
-    if traced(input, weight, bias):
+    if not direct:
         return _maxout(input, weight, bias, None, pieces)[0]
     if by_library("maxout_fwd", input.shape[:-1].numel(), weight.shape[0], weight.shape[1], input):
-        return _pieces(input, weight, bias, pieces).max(-1)[0]
+        every = linear_autograd.apply(input, weight, bias, "none", 0.0, True, shades)
+        return every.unflatten(-1, (-1, pieces)).max(-1)[0]
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (input, weight, bias)):
-        return _Maxout.apply(input, weight, bias, None, pieces, True)[0]
-    return _forward("triton", input, weight, bias, None, pieces, False)[0]
+        return _Maxout.apply(input, weight, bias, None, pieces, True, shades)[0]
+    return _forward("triton", input, *factors, None, pieces, False)[0]
 
 
 def check_pieces(pieces: int) -> int:
@@ -71,11 +77,8 @@ def check_pieces(pieces: int) -> int:
 
 
 def _misshapen(weight: Tensor, pieces: int) -> UserError:
-    check_pieces(pieces)
-    given, wanted = tuple(weight.shape), "(out_features * pieces, in_features)"
-    return UserError(
-        f"maxout of {pieces} pieces needs a weight of shape {wanted}, not {given}: add rows or mend pieces"
-    )
+    needed = f"maxout of {check_pieces(pieces)} pieces needs a weight of shape (out_features * pieces, in_features)"
+    return UserError(f"{needed}, not {tuple(weight.shape)}: add rows or mend pieces")
 
 
 def _fits(input: Tensor, weight: Tensor, bias: Tensor | None, pieces: int) -> bool:
@@ -107,28 +110,33 @@ def _named(every: Tensor, index: Tensor) -> Tensor:
     return every.gather(-1, index.long().unsqueeze(-1)).squeeze(-1)
 
 
-def _select(input: Tensor, weight: Tensor, bias: Tensor | None, index: Tensor, pieces: int, direct: bool) -> Tensor:
+def _select(
+    input: Tensor, weight: Tensor, bias: Tensor | None, index: Tensor, pieces: int, direct: bool, shade: Tensor | None
+) -> Tensor:
     """Return the pieces that the index names, with a graph of their own where one is being recorded."""
     if not direct:
         return _maxout(input, weight, bias, index, pieces)[0]
+    shades = shade, stand_in(bias, input.dtype)
     if torch.is_grad_enabled():
-        return _Maxout.apply(input, weight, bias, index, pieces, True)[0]
-    return _forward("triton", input, weight, bias, index, pieces, False)[0]
+        return _Maxout.apply(input, weight, bias, index, pieces, True, shades)[0]
+    return _forward("triton", input, *used(weight, bias, shades), index, pieces, False)[0]
 
 
 def _differentiate(
     grad: Tensor, input: Tensor | None, weight: Tensor | None, index: Tensor, wanted: Sequence[bool], pieces: int,
-    direct: bool,
+    direct: bool, shade: Tensor | None = None, owners: Owners = NOBODY,
 ) -> Gradients:  # fmt: skip
     """Return the wanted gradients, with a graph of their own where one is being recorded."""
     operands = grad, input if wanted[1] else None, weight if wanted[0] else None, index
     if not direct:
         return _placed(_maxout_backward(*operands, pieces, wanted), wanted)
     if batched(*operands):
-        return _backward("reference", *operands, pieces, wanted)
+        factor = weight if shade is None or weight is None else weight.to(grad.dtype)
+        return _backward("reference", *operands[:2], factor, index, pieces, wanted, owners)
     if torch.is_grad_enabled():
-        return _MaxoutBackward.apply(*operands, pieces, wanted, True)
-    return _backward("triton", *operands, pieces, wanted)
+        return _MaxoutBackward.apply(*operands, pieces, wanted, True, shade, owners._replace(lands=False))
+    factor = operands[2] if shade is None or not wanted[0] else shade
+    return _backward("triton", *operands[:2], factor, index, pieces, wanted, owners)
 
 
 class _Maxout(Function):
@@ -136,11 +144,13 @@ class _Maxout(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, index: Tensor | None, pieces: int, direct: bool
-    ) -> tuple[Tensor, Tensor | None]:
+        ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, index: Tensor | None, pieces: int, direct: bool,
+        shades: Pair = NEITHER,
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         ctx.set_materialize_grads(False)
+        factor, column = used(weight, bias, shades)
         if direct:
-            output, found = _forward("triton", input, weight, bias, index, pieces, index is None)
+            output, found = _forward("triton", input, factor, column, index, pieces, index is None)
         else:
             with below_autograd():
                 parts = _maxout(input, weight, bias, index, pieces)
@@ -148,18 +158,20 @@ class _Maxout(Function):
         if found is not None:
             ctx.mark_non_differentiable(found)
         to_input, to_weight = ctx.needs_input_grad[:2]
-        chosen = index if found is None else found
-        ctx.save_for_backward(input if to_weight else None, weight if to_input else None, chosen)
-        ctx.how = (pieces, direct)
+        index = index if found is None else found
+        ctx.save_for_backward(input if to_weight else None, factor if to_input else None, index)
+        ctx.how, ctx.shaded = (pieces, direct), factor is not weight
+        ctx.owners = owners(weight, bias, shades) if direct else NOBODY
         return output, found
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         if grad is None:
-            return (None,) * 6
-        input, weight, index = ctx.saved_tensors
-        gradients = _differentiate(grad, input, weight, index, asked_for(ctx)[:3], *ctx.how)
-        return (*gradients, None, None, None)
+            return (None,) * 7
+        input, factor, index = ctx.saved_tensors
+        weight, shade = (ctx.owners.weight, factor) if ctx.shaded else (factor, None)
+        more = asked_for(ctx)[:3], *ctx.how, shade, ctx.owners
+        return *_differentiate(grad, input, weight, index, *more), *(None,) * 4
 
 
 class _MaxoutBackward(Function):
@@ -171,13 +183,15 @@ class _MaxoutBackward(Function):
     @staticmethod
     def forward(
         ctx: Any, grad: Tensor, input: Tensor | None, weight: Tensor | None, index: Tensor, pieces: int,
-        wanted: Sequence[bool], direct: bool,
+        wanted: Sequence[bool], direct: bool, shade: Tensor | None = None, owners: Owners = NOBODY,
     ) -> Gradients:  # fmt: skip
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(grad, input, weight, index)
-        ctx.how = (pieces, direct)
+        factor = weight if shade is None or weight is None else shade
+        ctx.save_for_backward(grad, input, factor, index)
+        ctx.how, ctx.owners = (pieces, direct), owners
+        ctx.weight = None if factor is weight else weight
         if direct:
-            return _backward("triton", grad, input, weight, index, pieces, wanted)
+            return _backward("triton", grad, input, factor, index, pieces, wanted, owners)
         with below_autograd():
             parts = _maxout_backward(grad, input, weight, index, pieces, wanted)
         return _placed(parts, wanted)
@@ -186,41 +200,39 @@ class _MaxoutBackward(Function):
     def backward(
         ctx: Any, to_gx: Tensor | None, to_gw: Tensor | None, to_gb: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        grad, input, weight, index = ctx.saved_tensors
+        grad, input, factor, index = ctx.saved_tensors
+        weight, shade = (factor, None) if ctx.weight is None else (ctx.weight, factor)
         wants_grad, wants_input, wants_weight, *_ = asked_for(ctx)
         for_grad = for_input = for_weight = None
         if wants_grad:
-            for_grad = _gradient_of_grad(input, weight, index, to_gx, to_gw, to_gb, *ctx.how)
+            for_grad = _gradient_of_grad(grad.dtype, input, weight, shade, index, to_gx, to_gw, to_gb, *ctx.how)
         if wants_input and to_gw is not None:  # gz to_gW
-            for_input = _differentiate(grad, None, to_gw, index, (True, False, False), *ctx.how)[0]
+            how = *ctx.how, stand_in(to_gw, grad.dtype)
+            for_input = _differentiate(grad, None, to_gw, index, (True, False, False), *how)[0]
         if wants_weight and to_gx is not None:  # gz^T to_gx
-            for_weight = _differentiate(grad, to_gx, None, index, (False, True, False), *ctx.how)[1]
-        return for_grad, for_input, for_weight, None, None, None, None
+            how = *ctx.how, None, ctx.owners._replace(lands=True)
+            for_weight = _differentiate(grad, to_gx, None, index, (False, True, False), *how)[1]
+        return for_grad, for_input, for_weight, *(None,) * 6
 
 
 def _gradient_of_grad(
-    input: Tensor | None, weight: Tensor | None, index: Tensor,
+    dtype: torch.dtype, input: Tensor | None, weight: Tensor | None, shade: Tensor | None, index: Tensor,
     to_gx: Tensor | None, to_gw: Tensor | None, to_gb: Tensor | None, pieces: int, direct: bool,
 ) -> Tensor | None:  # fmt: skip
     """Return the chosen pieces of to_gx W^T + x to_gW^T + to_gb, of the terms that are there."""
     total = None
     if to_gx is not None and weight is not None:
-        total, to_gb = _select(to_gx, weight, to_gb, index, pieces, direct), None
+        total, to_gb = _select(to_gx, weight, to_gb, index, pieces, direct, shade), None
     if to_gw is not None and input is not None:
-        term, to_gb = _select(input, to_gw, to_gb, index, pieces, direct), None
+        term, to_gb = _select(input, to_gw, to_gb, index, pieces, direct, stand_in(to_gw, dtype)), None
         total = term if total is None else total + term
-    return total if to_gb is None else _named(to_gb.view(-1, pieces).expand(*index.shape, pieces), index)
+    return total if to_gb is None else _named(to_gb.to(dtype).view(-1, pieces).expand(*index.shape, pieces), index)
 
 
 def _forward(
-    backend: str,
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    index: Tensor | None,
-    pieces: int,
+    backend: str, input: Tensor, weight: Tensor, bias: Tensor | None, index: Tensor | None, pieces: int,
     with_index: bool,
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """Return the largest pieces, with their index where it is asked for; or the pieces of a given index."""
     if backend != "triton":
         every = _pieces(input, weight, bias, pieces)
@@ -238,28 +250,28 @@ def _forward(
 
 def _backward(
     backend: str, grad: Tensor, input: Tensor | None, weight: Tensor | None, index: Tensor, pieces: int,
-    wanted: Sequence[bool],
+    wanted: Sequence[bool], owners: Owners = NOBODY,
 ) -> Gradients:  # fmt: skip
     """Return the wanted gradients; ``input`` is there where the weight's is wanted, ``weight`` where the input's is."""
-    rows = math.prod(grad.shape[:-1])
-    g = grad.reshape(rows, grad.shape[-1])
+    g = grad.reshape(math.prod(grad.shape[:-1]), grad.shape[-1])
     chosen = index.reshape(g.shape).contiguous()
-    x = None if input is None else input.reshape(rows, input.shape[-1])
+    x = None if input is None else input.reshape(g.shape[0], input.shape[-1])
     gx = gw = gb = None
     if backend == "triton" and (wanted[0] or wanted[1]):
         from fastgan.kernels import maxout as kernels
 
-        if wanted[0] and weight is not None:
-            gx = kernels.maxout_bwd_input(g, chosen, weight, pieces)
+        gx = kernels.maxout_bwd_input(g, chosen, weight, pieces) if wanted[0] and weight is not None else None
+        gb = memory(owners.bias, (g.shape[1] * pieces,), g, owners.lands) if wanted[2] else None
         if wanted[1] and x is not None:
-            gw, gb = kernels.maxout_bwd_weight(g, chosen, x, pieces, wanted[2])
-        elif wanted[2]:
-            gb = _spread(g, chosen, pieces).sum(0)
+            gw = memory(owners.weight, (g.shape[1] * pieces, x.shape[1]), g, owners.lands)
+            kernels.maxout_bwd_weight(g, chosen, x, pieces, wanted[2], gw=gw, gb=gb)
+        elif gb is not None:
+            summed(_spread(g, chosen, pieces), gb)
     else:
         z = _spread(g, chosen, pieces)
         gx = z @ weight if wanted[0] and weight is not None else None
-        gw = z.t() @ x if wanted[1] and x is not None else None
-        gb = z.sum(0) if wanted[2] else None
+        gw = as_owned(z.t() @ x, owners.weight) if wanted[1] and x is not None else None
+        gb = as_owned(z.sum(0), owners.bias) if wanted[2] else None
     return None if gx is None else gx.view(*grad.shape[:-1], gx.shape[-1]), gw, gb
 
 
@@ -320,8 +332,7 @@ def _fake_backward(
 
 
 def _autograd_backward(*arguments: Any) -> list[Tensor]:
-    gradients = _MaxoutBackward.apply(*arguments, False)
-    return [gradient for gradient in gradients if gradient is not None]
+    return [gradient for gradient in _MaxoutBackward.apply(*arguments, False) if gradient is not None]
 
 
 _maxout = register_op(  # returns the largest pieces and their index, or the pieces that a given index names

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from fastgan.kernels.optimizer_form import Form
 from fastgan.kernels.optimizer_form import Rule as Rule
@@ -108,6 +109,8 @@ class Plan:
             for entry in table.late:
                 assert entry.shadow is not None
                 entry.shadow.copy_(entry.param)
+        entries = [entry for table, _ in self.tables for entry in table.entries]
+        increment_version([t for entry in entries for t in (entry.param, entry.shadow) if t is not None])
 
 
 def bits_of(groups: Sequence[Sequence[Number]], device: torch.device) -> tuple[Any, list[Tensor]]:

@@ -36,7 +36,13 @@ def attach(parameter: Tensor, shadow: Tensor) -> None:
         UserError: for a shadow that is none.
     """
     _check(parameter, shadow)
-    _shadows[id(parameter)] = (weakref.ref(parameter), shadow)
+    number = id(parameter)
+
+    def forget(gone: weakref.ref[Tensor]) -> None:
+        if _shadows.get(number, (None,))[0] is gone:
+            del _shadows[number]
+
+    _shadows[number] = (weakref.ref(parameter, forget), shadow)
 
 
 def detach(parameter: Tensor) -> None:
@@ -79,12 +85,7 @@ def shadow_of(parameter: Tensor, dtype: torch.dtype) -> Tensor | None:
 
 def _known(parameter: Tensor) -> Tensor | None:
     found = _shadows.get(id(parameter))
-    if found is None:
-        return None
-    if found[0]() is not parameter:  # which has gone, and another one has its number
-        _shadows.pop(id(parameter), None)
-        return None
-    return found[1]
+    return found[1] if found is not None and found[0]() is parameter else None
 
 
 def _check(parameter: Tensor, shadow: Tensor) -> None:
@@ -124,15 +125,13 @@ def stand_ins(input: Tensor, *operands: Tensor | None) -> tuple[Tensor | None, .
     return tuple(stand_in(t, dtype) if t is not None and eligible(t, kind) else None for t in operands)
 
 
-def lowered(
-    input: Tensor, weight: Tensor, bias: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None, Pair, bool]:
+def lowered(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None, Pair, bool]:
     """Return a layer's operands as autocast has them: input, weight, bias, stand-ins of both, and whether to go direct.
 
     Where a tracer looks on, weight and bias are cast in its sight; otherwise they stay, and stand-ins have the dtype.
     """
     if traced(input, weight, bias):
-        return *autocast(input, weight, bias), NEITHER, False  # type: ignore[return-value]
+        return *autocast(input, weight, bias), NEITHER, False
     (x,) = autocast(input)
     of_weight, of_bias = stand_ins(input, weight, bias)
     return x, weight, bias, (of_weight, of_bias), True

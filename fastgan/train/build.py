@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from fastgan import data, models, optim
 from fastgan.data import Dataset
 from fastgan.errors import UserError, unknown
+from fastgan.ops import shadow
 from fastgan.presets import Adam, Config, Network
 from fastgan.presets.own import refuse
 from fastgan.presets.values import coerce
@@ -103,7 +104,7 @@ def adam(module: nn.Module, side: str, config: Config, dials: Dials) -> Optimize
         lr = torch.as_tensor(lr, dtype=torch.float32, device=dials.clock.device)
     moves = isinstance(beta1, Tensor)
     beta2 = torch.full_like(beta1, options.betas[1]) if isinstance(beta1, Tensor) else options.betas[1]
-    return optim.Adam(
+    optimizer = optim.Adam(
         parameters,
         lr=lr,
         betas=(beta1, beta2),
@@ -112,7 +113,18 @@ def adam(module: nn.Module, side: str, config: Config, dials: Dials) -> Optimize
         fused=not moves,  # on the CPU one launch for all; but PyTorch's takes no beta that moves
         foreach=False if moves else None,
         ema=_average(config, dials) if side == "generator" else None,
+        shadow=torch.bfloat16 if shadowed(config, dials.clock.device) else None,
     )
+    if optimizer.shadow_dtype is not None:
+        for parameter in parameters:
+            if parameter.dtype == torch.float32:
+                shadow.attach(parameter, optimizer.shadow(parameter))
+    return optimizer
+
+
+def shadowed(config: Config, where: torch.device) -> bool:
+    """Whether optimisers keep bf16 copies of the weights for the kernels: where steps are captured, in bf16."""
+    return bf16(config, where) and runner_for(where) is not None
 
 
 def _average(config: Config, dials: Dials) -> optim.EMA | None:

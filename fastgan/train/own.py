@@ -19,6 +19,7 @@ from fastgan.objectives import objective as by_name
 from fastgan.presets import Config, Network
 from fastgan.presets.own import is_marked, mark, refuse
 from fastgan.train import build
+from fastgan.train.capture import runner_for
 from fastgan.train.dials import Dials
 from fastgan.train.state import SIDES
 from fastgan.train.step import Players
@@ -102,7 +103,7 @@ def build_players(
             if network is not None and is_marked(getattr(config, side).name):  # it will not be built
                 config = replace(config, **{side: Network()})  # type: ignore[arg-type]
         built = build.networks(config, sample_shape)
-        if device.type == "cuda":  # where weights of convolutions are read by whole vectors that way
+        if runner_for(device) is not None:  # a GPU, where weights of convolutions are read by whole vectors that way
             for network in built:
                 network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         generator = built[0] if generator is None else generator

@@ -87,6 +87,8 @@ def restore(checkpoint: Checkpoint, parts: Parts) -> None:
         optimizer: Optimizer = getattr(players, f"{side}_optimizer")
         # hyperparameters are the configuration's affair, the moments are the checkpoint's
         optimizer.load_state_dict({**optimizers[side], "param_groups": optimizer.state_dict()["param_groups"]})
+        if isinstance(optimizer, OneLaunch):
+            optimizer.refresh()
     parts.dials.set(checkpoint.step)
     parts.draws.load(training, checkpoint.values)
     if training["meter"].shape == parts.meter.sums.shape:  # else an older version's: its unfinished row starts anew

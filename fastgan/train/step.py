@@ -19,8 +19,9 @@ from torch.optim import Optimizer
 
 from fastgan.nn import sample_by_sample
 from fastgan.objectives import OBJECTIVES, Objective, gradient_norm
-from fastgan.ops import unit_gradient
+from fastgan.ops import halves, unit_gradient
 from fastgan.train.draws import Draws
+from fastgan.train.gradients import Gradients
 from fastgan.train.metrics import Meter
 from fastgan.train.penalties import Weighted
 
@@ -82,15 +83,23 @@ class Step:
         bf16: bool = False,
         penalty: Weighted | None = None,
         watch: Watch | None = None,
+        fixed_gradients: bool = False,
     ) -> None:
         self.players, self.objective, self.draws, self.meter = players, objective, draws, meter
         self.n_critic, self.bf16, self.penalty, self.watch = n_critic, bf16, penalty, watch or Watch()
         self._iterate = {"fresh": self._fresh, "shared": self._shared, "generator_first": self._generator_first}[
             updates
         ]
+        self._to_generator = Gradients(players.generator_optimizer, fixed=fixed_gradients)
+        self._to_discriminator = Gradients(players.discriminator_optimizer, fixed=fixed_gradients)
         self._critic = [parameter for parameter in players.discriminator.parameters() if parameter.requires_grad]
         self._folds = "groups" in inspect.signature(players.discriminator.forward).parameters
         self.serves_both = sample_by_sample(players.discriminator)  # if, besides, it has one logit a sample
+
+    @property
+    def buffers(self) -> list[Tensor]:
+        """Memory of gradients that stays where it is."""
+        return [*self._to_generator.buffers, *self._to_discriminator.buffers]
 
     def pattern(self, done: int) -> Pattern:
         """What the host decides about the iteration that follows so many."""
@@ -135,30 +144,30 @@ class Step:
 
     def judge(self, samples: Tensor) -> Tensor:
         """Logits of ``samples``, in float32."""
+        return self._logits(samples).float()
+
+    def _logits(self, samples: Tensor, **how: int) -> Tensor:
+        """Logits as losses take them."""
         with self._autocast(samples):
-            logits: Tensor = self.players.discriminator(samples)
-        return logits.float()
+            logits: Tensor = self.players.discriminator(samples, **how)
+        takes_any = OBJECTIVES.get(self.objective.name) is self.objective  # ours compute in float32 whatever comes
+        return logits if takes_any else logits.float()
 
     def judge_both(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of both, by one pass where that is exact."""
         if not self._folds or real.shape != fake.shape:
-            return self.judge(real), self.judge(fake)
-        with self._autocast(real):
-            logits: Tensor = self.players.discriminator(torch.cat((real, fake)), groups=2)
-        of_real, of_fake = logits.float().chunk(2)
-        return of_real, of_fake
+            return self._logits(real), self._logits(fake)
+        return halves(self._logits(torch.cat((real, fake)), groups=2))
 
     def _update_discriminator(self, real: Tensor, fake: Tensor, at: int, pattern: Pattern) -> dict[str, Tensor]:
-        optimizer = self.players.discriminator_optimizer
-        _forget(optimizer)
         fake = self.draws.noisy(fake, at)
         real_logits, fake_logits = self.judge_both(real, fake)
         loss, seen = self._discriminator_loss(real_logits, fake_logits)
         if pattern.penalties[at] and self.penalty is not None:
             added, seen["penalty"] = self.penalty(self.judge, real, fake)
             loss = loss + added
-        loss.backward(unit_gradient(loss))
-        optimizer.step()
+        self._to_discriminator.form([loss], [unit_gradient(loss)])
+        self.players.discriminator_optimizer.step()
         if pattern.watched and at == self.n_critic - 1:
             self._compare(real, fake, seen)
         return seen
@@ -188,23 +197,22 @@ class Step:
     def _scores(self, real_logits: Tensor, fake_logits: Tensor) -> dict[str, Tensor]:
         """How both batches are judged; a critic's logits are no log odds."""
         if self.meter.critic:
-            return {"d_real": real_logits.mean(), "d_fake": fake_logits.mean()}
-        return {"d_real": real_logits.sigmoid().mean(), "d_fake": fake_logits.sigmoid().mean()}
+            return {"d_real": real_logits.float().mean(), "d_fake": fake_logits.float().mean()}
+        return {"d_real": real_logits.float().sigmoid().mean(), "d_fake": fake_logits.float().sigmoid().mean()}
 
     def _compare(self, real: Tensor, fake: Tensor, seen: dict[str, Tensor]) -> None:
         if self.watch.diversity is not None:
             seen["diversity"] = self.watch.diversity(real, fake)
 
     def _update_generator(self, real: Tensor, fake: Tensor, watched: bool = False) -> dict[str, Tensor]:
-        _forget(self.players.generator_optimizer)
         with self._frozen_discriminator():  # no gradient is formed for weights that this update does not move
             fake = self.draws.noisy(fake, self.n_critic)
             if self.objective.needs_real:
                 real_logits, fake_logits = self.judge_both(real, fake)
                 loss = self.objective.generator(fake_logits, real_logits)
             else:
-                loss = self.objective.generator(self.judge(fake))
-            loss.backward(unit_gradient(loss))
+                loss = self.objective.generator(self._logits(fake))
+            self._to_generator.form([loss], [unit_gradient(loss)])
         return {"loss_g": loss.detach(), **self._move_generator(watched)}
 
     def _move_generator(self, watched: bool) -> dict[str, Tensor]:
@@ -220,23 +228,22 @@ class Step:
         vector for either loss: backward goes with the discriminator's slopes, and what arrives at the fake samples is
         scaled, sample by sample, to the generator's.
         """
-        players, seen_by_d = self.players, self.draws.noisy(fake, 0)
-        _forget(players.discriminator_optimizer)
-        _forget(players.generator_optimizer)
+        seen_by_d = self.draws.noisy(fake, 0)
         leaf = seen_by_d.detach().requires_grad_()
         real_logits, fake_logits = self.judge_both(real, leaf)
         seen, to_real, to_fake = self._slopes(real_logits, fake_logits)
         seen["loss_g"], to_generator = self._generator_slopes(real_logits, fake_logits)
         seeds = torch.where(to_fake.abs() < SMALLEST_SEED, SMALLEST_SEED, to_fake)
-        torch.autograd.backward((real_logits, fake_logits), (to_real, seeds))
+        outputs, slopes = [real_logits, fake_logits], [to_real, seeds]
         if pattern.penalties[0] and self.penalty is not None:
             added, seen["penalty"] = self.penalty(self.judge, real, leaf.detach())
-            added.backward(unit_gradient(added))
-        assert leaf.grad is not None
-        scale = (to_generator / seeds).to(leaf.grad.dtype).view(-1, *[1] * (leaf.dim() - 1))
-        seen_by_d.backward(leaf.grad * scale)
+            outputs, slopes = [*outputs, added], [*slopes, unit_gradient(added)]
+        at_fake = self._to_discriminator.form(outputs, slopes, leaf)
+        assert at_fake is not None
+        scale = (to_generator / seeds).to(at_fake.dtype).view(-1, *[1] * (leaf.dim() - 1))
+        self._to_generator.form([seen_by_d], [at_fake * scale])
         seen |= self._move_generator(pattern.watched)
-        players.discriminator_optimizer.step()
+        self.players.discriminator_optimizer.step()
         if pattern.watched:
             self._compare(real, leaf.detach(), seen)
         return seen
@@ -278,13 +285,6 @@ class Step:
 
     def _autocast(self, tensor: Tensor) -> AbstractContextManager[object]:
         return torch.autocast(tensor.device.type, dtype=torch.bfloat16) if self.bf16 else nullcontext()
-
-
-def _forget(optimizer: Optimizer) -> None:
-    """Drop gradients: what backward forms is kept as it is, nothing is zeroed or added. ``zero_grad``, but cheaper."""
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            parameter.grad = None
 
 
 @torch.no_grad()

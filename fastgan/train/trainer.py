@@ -117,6 +117,7 @@ class Trainer:
             n_critic=config.n_critic,
             bf16=bf16,
             penalty=weighted(config.penalty, dials["penalty_weight"]),
+            fixed_gradients=runner_for(where) is not None,
             watch=Watch(
                 config.log_every,
                 Diversity(self.data.sample_shape, self.device) if config.batch_size > 1 else None,
@@ -322,8 +323,8 @@ class Trainer:
         if runner is None:
             return Eagerly(self._iterate)
         players, meter, dials = self.players, self._meter, self.dials
-        moves = [dials.clock, dials.values, meter.sums, meter.counts, *self._guard.kept]
-        return Replays(self._iterate, [*vars(players).values(), *moves], runner)
+        sums, kept = [meter.sums, meter.counts], [*self._guard.kept, *self._iterate.buffers]
+        return Replays(self._iterate, [*vars(players).values(), dials.clock, dials.values, *sums, *kept], runner)
 
     def _draw(self, path: Path) -> None:
         """Draw samples of the fixed latents, where they can be shown, into ``path``; and the curves so far."""

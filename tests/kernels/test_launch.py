@@ -49,4 +49,5 @@ def launches(M: int, N: int, K: int, dtype: torch.dtype, activation: str, target
         fwd_launch(x, w, bias, y, None, *how),
         bwd_input_launch(y, saved, w, x, *how),
         bwd_weight_launch(y, saved, x, w, bias, *how),
+        bwd_weight_launch(y, saved, x, w.float(), bias.float(), *how),
     ]

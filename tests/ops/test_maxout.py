@@ -141,9 +141,9 @@ def products(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     counts: Counter[str] = Counter()
 
     def counting(name: str, run: Callable[..., object]) -> Callable[..., object]:
-        def counted(*arguments: object) -> object:
+        def counted(*arguments: object, **more: object) -> object:
             counts[name] += 1
-            return run(*arguments)
+            return run(*arguments, **more)
 
         return counted
 

@@ -7,6 +7,7 @@ from torch import nn
 import fastgan
 from fastgan.errors import UserError
 from fastgan.nn import Chain, LinearAct
+from fastgan.ops.shadow import shadow_of
 from fastgan.train import checkpoint
 from fastgan.train.capture import strict
 from fastgan.train.draws import ClockDraws, HostDraws
@@ -120,3 +121,21 @@ def test_a_network_that_cannot_be_captured_is_named_with_its_line():
 def test_without_a_gpu_steps_run_eagerly_on_the_hosts_draws():
     run = trainer()
     assert isinstance(run._run, Eagerly) and isinstance(run._draws, HostDraws)
+
+
+def test_gradients_lie_in_one_buffer_and_bf16_weights_have_shadows():
+    """Both where steps are captured; the averages and a checkpoint are of the weights themselves."""
+    with strict():
+        run = trainer(precision="bf16", ema={"decay": 0.9}).fit(3, progress=False)
+        for optimizer, buffer in zip(vars(run.players).values(), [None, None, *run._iterate.buffers], strict=True):
+            if buffer is None:
+                continue
+            inside = range(buffer.data_ptr(), buffer.data_ptr() + buffer.nbytes)
+            for parameter in optimizer.param_groups[0]["params"]:
+                assert parameter.grad.data_ptr() in inside and parameter.dtype == parameter.grad.dtype == torch.float32
+                shadow = shadow_of(parameter, torch.bfloat16)
+                assert torch.equal(shadow, parameter.to(torch.bfloat16)) and shadow is optimizer.shadow(parameter)
+        eager = trainer(precision="bf16", ema={"decay": 0.9}, graph=False).fit(3, progress=False)
+        assert all(torch.equal(a, b) for a, b in zip(state(eager), state(run), strict=True))
+    plain = trainer(precision="bf16")
+    assert not plain._iterate.buffers and shadow_of(plain.discriminator[0].weight, torch.bfloat16) is None
