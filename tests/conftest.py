@@ -19,7 +19,10 @@ FULL = os.environ.get("FASTGAN_TEST_ALL") == "1"
 WORKER = "PYTEST_XDIST_WORKER" in os.environ
 
 hypothesis.settings.register_profile("slice", max_examples=25, derandomize=True, deadline=None, database=None)
-hypothesis.settings.register_profile("full", parent=hypothesis.settings.get_profile("slice"), max_examples=1000)
+hypothesis.settings.register_profile("interpreted", parent=hypothesis.settings.get_profile("slice"), max_examples=15)
+hypothesis.settings.register_profile(  # an interpreted kernel takes about a second an example
+    "full", parent=hypothesis.settings.get_profile("slice"), max_examples=200 if INTERPRET else 1000
+)
 
 
 def gpu_problem() -> str | None:
@@ -38,7 +41,7 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    hypothesis.settings.load_profile("full" if FULL else "slice")
+    hypothesis.settings.load_profile("full" if FULL else "interpreted" if INTERPRET else "slice")
     if config.getoption("--require-gpu") and (problem := gpu_problem()):
         pytest.exit(f"{problem}: these tests need an NVIDIA GPU and a CUDA build of torch", returncode=2)
     if WORKER:

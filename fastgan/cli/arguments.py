@@ -15,8 +15,18 @@ from fastgan.errors import UserError
 
 T = TypeVar("T")
 
-Text = Annotated[str | None, tyro.conf.arg(metavar="TEXT")]
-Whole = Annotated[str | None, tyro.conf.arg(metavar="N")]  # read by presets.values, which knows 1e6 too
+
+def shown(metavar: str, name: str | None = None) -> object:
+    """How ``--help`` shows an option; of one that may be left out, its text says what happens then."""
+    return tyro.conf.arg(name=name, metavar=metavar, help_behavior_hint=_default)
+
+
+def _default(value: str) -> str:
+    return "" if value == "None" else f"(default: {value})"
+
+
+Text = Annotated[str | None, shown("TEXT")]
+Whole = Annotated[str | None, shown("N")]  # read by presets.values, which knows 1e6 too
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
 

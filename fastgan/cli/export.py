@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from fastgan.cli.arguments import Text, Whole, folder, parse
+from fastgan.cli.arguments import Text, Whole, folder, parse, shown
 from fastgan.cli.output import say
 from fastgan.errors import UserError, unknown
 from fastgan.presets.values import coerce
@@ -25,7 +25,7 @@ class Arguments:
     """The run's folder, such as runs/gan-digits, or a .safetensors that this command wrote."""
     out: Text = None
     """A file, or a folder for generator.SUFFIX. Default: RUN/generator.SUFFIX; an existing file is replaced."""
-    format: Annotated[str | None, tyro.conf.arg(metavar="safetensors|torch|onnx")] = None
+    format: Annotated[str | None, shown("safetensors|torch|onnx")] = None
     """safetensors: weights and how to build the network; torch: a torch.export program (.pt2); onnx: an ONNX model.
     Default: what the suffix of --out says, else safetensors."""
     which: Annotated[str, tyro.conf.arg(metavar="ema|raw")] = "ema"

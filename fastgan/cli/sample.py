@@ -13,7 +13,7 @@ import torch
 import tyro
 from torch import Tensor
 
-from fastgan.cli.arguments import Flag, Text, Whole, folder, parse
+from fastgan.cli.arguments import Flag, Text, Whole, folder, parse, shown
 from fastgan.cli.output import say
 from fastgan.errors import UserError
 from fastgan.presets.values import coerce
@@ -35,7 +35,7 @@ class Arguments:
     """How many samples. Default: 64, or 8 rows, or a row of each class."""
     seed: Whole = None
     """Seed of the latents; without one a fresh seed is drawn and printed."""
-    label: Annotated[str | None, tyro.conf.arg(name="class", metavar="C|rows")] = None
+    label: Annotated[str | None, shown("C|rows", name="class")] = None
     """Of a generator that knows classes: samples of class C only, or a row of each class, the same latents in each.
     Default: classes at random."""
     out: Text = None
@@ -47,7 +47,7 @@ class Arguments:
     """Rows from one latent to another: on the sphere for normal latents, straight for uniform ones."""
     row: Whole = None
     """Samples in a row. Default: 8 with --interpolate or --class rows, else so many that the grid is square."""
-    truncation: Annotated[str | None, tyro.conf.arg(metavar="T")] = None
+    truncation: Annotated[str | None, shown("T")] = None
     """Draw components of the latents that lie outside [-T, T] again, inside: less variety, fewer odd samples."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from fastgan.cli.arguments import Flag, Text, Whole, folder, parse
+from fastgan.cli.arguments import Flag, Text, Whole, folder, parse, shown
 from fastgan.cli.output import say
 from fastgan.errors import UserError
 from fastgan.presets import ALIASES, PRESETS, Config, from_dict, nested, preset, read, start
@@ -23,7 +23,7 @@ from fastgan.train.lock import held
 class Arguments:
     """Train a GAN. Without a preset or file: list the presets."""
 
-    target: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="PRESET|FILE.yaml")] = None
+    target: Annotated[str | None, tyro.conf.Positional, shown("PRESET|FILE.yaml")] = None
     """A preset's name, or a YAML file of keys (its key 'preset' names the preset it starts from)."""
     data: Text = None
     """Data set: digits, mnist, fashion-mnist, ring8, grid25, npz:PATH, npy:PATH, mnist:PATH."""
@@ -52,6 +52,8 @@ def main(arguments: Sequence[str]) -> int:
     """Run the verb and return its exit code."""
     wishes = parse(Arguments, "train", arguments)
     if wishes.target is None and not (wishes.resume and wishes.out is not None):
+        if wishes.resume:
+            raise UserError("say which run to resume: --out RUN, or a preset, whose newest run is continued")
         if wishes != Arguments():
             raise UserError(f"say which preset to train: {', '.join(PRESETS)} (or a YAML file)")
         say(_listing())

@@ -163,6 +163,7 @@ def follow(average: Tensor, param: Tensor, decay: Number, warmup: float, formed:
     """Move an average towards its parameter: by 1 - decay, or further while few were ``formed``."""
     rest: Any = 1 - decay
     if warmup > 0:
-        rest = torch.maximum(torch.as_tensor(rest, device=formed.device), (warmup - 1) / (warmup + formed.double()))
+        least = rest if isinstance(rest, Tensor) else torch.full((), rest, device=formed.device)  # sent by no copy
+        rest = torch.maximum(least, (warmup - 1) / (warmup + formed.double()))
     weight = rest.to(average) if isinstance(rest, Tensor) else rest
     average.lerp_(param.detach().to(average.dtype), weight)

@@ -39,8 +39,13 @@ class Averages(Mapping[Tensor, Tensor]):
     gradient yet is its own average.
     """
 
-    def __init__(self, parameters: Callable[[], Iterable[Tensor]], find: Callable[[Tensor], Tensor | None]) -> None:
-        self._parameters, self._find = parameters, find
+    def __init__(
+        self,
+        parameters: Callable[[], Iterable[Tensor]],
+        find: Callable[[Tensor], Tensor | None],
+        moved: Callable[[], None],
+    ) -> None:
+        self._parameters, self._find, self._moved = parameters, find, moved
 
     def __getitem__(self, parameter: Tensor) -> Tensor:
         if not any(parameter is own for own in self._parameters()):
@@ -74,12 +79,17 @@ class Averages(Mapping[Tensor, Tensor]):
     @contextmanager
     @torch.no_grad()
     def swap(self) -> Iterator[None]:
-        """Context in which the parameters have the averages' values, to sample or to evaluate; make no step inside."""
+        """Context in which the parameters have the averages' values, to sample or to evaluate; make no step inside.
+
+        Their shadows, which stand in for them under autocast, have them too.
+        """
         parameters = list(self)
         weights = [parameter.detach().clone() for parameter in parameters]
         self.copy_to(parameters)
+        self._moved()
         try:
             yield
         finally:
             for parameter, weight in zip(parameters, weights, strict=True):
                 parameter.data.copy_(weight)
+            self._moved()

@@ -36,7 +36,9 @@ def entry(
     step = None
     if any(needed):
         count = state.get("step", 1.0 if begun else 0.0)  # torch.optim.SGD counts none
-        step = state["step"] = torch.as_tensor(count, dtype=torch.float32, device=p.device).reshape(())
+        if not isinstance(count, Tensor):
+            count = torch.full((), count, device=p.device)  # sent by no copy: a step that is watched may be the first
+        step = state["step"] = count.to(p.device, torch.float32).reshape(())
     return Entry(p, (states[0], states[1], states[2]), step, average, **more)
 
 

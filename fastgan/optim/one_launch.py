@@ -98,7 +98,7 @@ class OneLaunch(Optimizer):
         """The averaged weights. Raises a ``UserError`` where none were asked for."""
         if self._ema is None:
             raise UserError(f"this {type(self).__name__} averages nothing: construct it with ema=EMA(0.999)")
-        return Averages(self._parameters, lambda parameter: self.state.get(parameter, {}).get("ema"))
+        return Averages(self._parameters, lambda parameter: self.state.get(parameter, {}).get("ema"), self.refresh)
 
     def shadow(self, parameter: Tensor) -> Tensor:
         """Return the copy of a weight that every step refreshes in place."""
@@ -277,8 +277,8 @@ class OneLaunch(Optimizer):
 
     def _counts(self) -> Tensor:
         if self._counters is None or self._counters.device != self._device():
-            known = torch.zeros(ops.COUNTERS, dtype=torch.int64) if self._counters is None else self._counters
-            self._counters = known.to(self._device())
+            none = torch.zeros(ops.COUNTERS, dtype=torch.int64, device=self._device())
+            self._counters = none if self._counters is None else self._counters.to(self._device())
         return self._counters
 
     def state_dict(self) -> dict[str, Any]:

@@ -24,6 +24,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
+from typing import TextIO
 
 import torch
 
@@ -97,9 +98,7 @@ class Alarms:
         self.raised.append(alarm)
         if self.out:
             with (self.out / "alarms.csv").open("a", newline="", encoding="utf-8") as file:
-                if not file.tell():
-                    csv.writer(file).writerow(FIELDS)
-                csv.writer(file).writerow(astuple(alarm))
+                _write(file, [] if file.tell() else [FIELDS], [alarm])
         if self.aloud and sys.stderr is not None:
             line = f"fastgan: step {alarm.step}: {alarm.alarm} {alarm.event}: {alarm.text}"
             require("tqdm.auto", why="the progress bar").tqdm.write(line, file=sys.stderr)
@@ -115,7 +114,7 @@ class Alarms:
         self.raised = [alarm for alarm in self.raised if alarm.step <= step]
         if path and path.exists():
             with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerows([FIELDS, *map(astuple, self.raised)])
+                _write(file, [FIELDS], self.raised)
 
     def _judged(self, row: Row) -> list[Alarm]:
         step = int(row["step"] or 0)
@@ -123,6 +122,10 @@ class Alarms:
             return []
         turned = [rule for rule in self._rules if rule.turns(row)]
         return [Alarm(step, rule.alarm, "begins" if rule.on else "ends", _told(rule, row)) for rule in turned]
+
+
+def _write(file: TextIO, head: Sequence[Sequence[str]], alarms: Sequence[Alarm]) -> None:
+    csv.writer(file, lineterminator="\n").writerows([*head, *map(astuple, alarms)])  # as metrics.csv has it
 
 
 def read(path: Path) -> list[Alarm]:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fastgan.errors import UserError
 from fastgan.train import checkpoint
 from fastgan.train.checkpoint import Checkpoint
 from fastgan.train.metrics import Row
@@ -30,10 +31,12 @@ class Best:
 
     Asked whenever a checkpoint is written. A metric by name is the mean of the rows since it was last asked: nearest
     to 1 (diversity), nearest to 0 (wasserstein) or lowest (loss_g). A function of the Trainer returns a score of its
-    own, the higher, the better.
+    own, the higher, the better. Raises UserError for wasserstein where the objective is no ``critic``'s.
     """
 
-    def __init__(self, metric: str | Score) -> None:
+    def __init__(self, metric: str | Score, critic: bool = True) -> None:
+        if metric == "wasserstein" and not critic:
+            raise UserError("keep_best=wasserstein needs a critic (objective=wasserstein): take diversity or loss_g")
         self.metric = metric
         self._asked = 0  # the step
         self._best: float | None = None

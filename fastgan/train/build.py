@@ -103,6 +103,7 @@ def adam(module: nn.Module, side: str, config: Config, dials: Dials) -> Optimize
     if runner_for(dials.clock.device) is not None:  # a graph reads it anew at each replay: it can be changed in place
         lr = torch.as_tensor(lr, dtype=torch.float32, device=dials.clock.device)
     moves = isinstance(beta1, Tensor)
+    capturable = config.graph and dials.clock.device.type == "cuda"  # where PyTorch's own step has to do
     beta2 = torch.full_like(beta1, options.betas[1]) if isinstance(beta1, Tensor) else options.betas[1]
     optimizer = optim.Adam(
         parameters,
@@ -112,6 +113,7 @@ def adam(module: nn.Module, side: str, config: Config, dials: Dials) -> Optimize
         weight_decay=options.weight_decay,
         fused=not moves,  # on the CPU one launch for all; but PyTorch's takes no beta that moves
         foreach=False if moves else None,
+        capturable=capturable,
         ema=_average(config, dials) if side == "generator" else None,
         shadow=torch.bfloat16 if shadowed(config, dials.clock.device) else None,
     )

@@ -133,7 +133,7 @@ def _write_onnx(generator: Generator, path: Path, opset: int | None) -> tuple[st
         raise UserError(f"--opset {opset}: this network cannot be written in it (in {written} it can): leave it out")
     converted.model.metadata_props[HEADER] = json.dumps(generator.header())
     converted.save(path, external_data=False)
-    return f"ONNX model, opset {written}", _runtime(path)
+    return f"ONNX model (opset {written})", _runtime(path)
 
 
 def _runtime(path: Path) -> Rerun | None:

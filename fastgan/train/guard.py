@@ -77,14 +77,17 @@ class Guard:
             if self._stuck[at] >= ROWS:
                 raise NonFiniteError(
                     f"every update of the {side} was skipped in {ROWS} rows up to step {row['step']}, for gradients"
-                    " that are not finite: training stopped; lower the learning rate, or resume from a checkpoint"
+                    " that are not finite: training stopped; lower the learning rates, or set on_nan=rollback"
                 )
         self._told = self._new
 
     def next_rollback(self, error: NonFiniteError) -> tuple[int, float]:
         """Its number, and the factor of the learning rates after it. Raises ``error`` again after the last one."""
         if self.rollbacks >= ROLLBACKS:
-            raise NonFiniteError(f"{error}; rolled back {ROLLBACKS} times already, in vain") from error
+            what = str(error).partition(";")[0]  # without the advice to roll back
+            raise NonFiniteError(
+                f"{what}; rolled back {ROLLBACKS} times already, in vain: lower the learning rates"
+            ) from error
         return self.rollbacks + 1, self.factor * SLOWER
 
     def lower(self, factor: float) -> None:
@@ -133,7 +136,7 @@ def refuse_non_finite(tensors: Iterable[Tensor], step: int) -> None:
     if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
         raise NonFiniteError(
             f"a loss or weight is not finite at step {step}: training stopped without saving it;"
-            " lower the learning rate, or resume from the last checkpoint"
+            " lower the learning rates, or set on_nan=rollback"
         )
 
 

@@ -69,7 +69,7 @@ class Journal:
         if not finite(row):
             raise NonFiniteError(
                 f"a loss is not finite at step {row['step']} (loss_d {row['loss_d']}, loss_g {row['loss_g']}):"
-                " training stopped; lower the learning rate, or resume from the last checkpoint"
+                " training stopped; lower the learning rates, or set on_nan=rollback"
             )
         counted = {name: f"{row[name]}{unit}" for name, unit in COUNTED.items() if row.get(name)}
         shown = {name: f"{row[name]:.3f}" for name in SHOWN if row[name] is not None}

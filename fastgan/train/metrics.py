@@ -88,9 +88,8 @@ class Reading:
     def __init__(self, sums: Tensor, counts: Tensor, more: Sequence[Tensor], critic: bool) -> None:
         self._critic = critic
         self._parts = [_sent(tensor) for tensor in (sums, counts, *more)]
-        self._event = torch.cuda.Event() if sums.is_cuda else None
-        if self._event is not None:
-            self._event.record()
+        # of the tensors' own device, which need not be the current one
+        self._event = torch.cuda.current_stream(sums.device).record_event() if sums.is_cuda else None
 
     @property
     def ready(self) -> bool:

@@ -67,11 +67,13 @@ def named(objective: Any) -> Any:
 def marked(config: Config, given: Mapping[str, object]) -> Config:
     """The configuration with a mark for each part of ``given`` (generator, data, ...) that is no name nor None.
 
-    Raises UserError for a part that is marked already and is not given this time.
+    Raises UserError for a part that is marked already and is not given this time, and for one of a wrong kind.
     """
     for part in ("generator", "discriminator", "data", "objective"):
         own, former = given[part], getattr(config, part)
         name = former.name if isinstance(former, Network) else former
+        if own is not None:
+            _check_kind(part, own)
         if own is None or isinstance(own, str):
             refuse(part, name)
             continue
@@ -79,6 +81,20 @@ def marked(config: Config, given: Mapping[str, object]) -> Config:
         changed: dict[str, Any] = {part: Network(kind) if isinstance(former, Network) else kind}
         config = replace(config, **changed)
     return config
+
+
+def _check_kind(part: str, own: object) -> None:
+    """Raise UserError for data and networks that are none; objectives are checked by ``as_objective``."""
+    kind = f"the class {own.__name__}" if isinstance(own, type) else type(own).__name__
+    if part == "data" and not isinstance(own, Tensor | Dataset | str):
+        raise UserError(
+            f"data takes a tensor (n, C, H, W) or (n, d), a Dataset or a name, not {kind}: torch.from_numpy makes a"
+            " tensor of an array"
+        )
+    if part in SIDES and not isinstance(own, nn.Module):
+        raise UserError(
+            f"{part} takes a torch.nn.Module, not {kind}; keys of a network by name go as **{{'{part}.name': 'dcgan'}}"
+        )
 
 
 def own_data(given: Tensor | Dataset, device: torch.device) -> Dataset:

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
+EQUILIBRIUM = {  # objective -> losses of D and G where D = 1/2, and how a title says them
+    "non_saturating": (2 * math.log(2), math.log(2), "2 log 2 and log 2"),
+    "minimax": (2 * math.log(2), -math.log(2), "2 log 2 and -log 2"),
+}
 SMALL = 64  # images below this side are enlarged, pixel by pixel, so that a person sees them
 
 
@@ -69,16 +73,21 @@ def save_samples(
             picture.save(temporary, format="PNG")
 
 
-def save_curves(rows: Sequence[Row], path: Path) -> None:
-    """Draw losses, and mean scores D(x), D(G(z)) or what a critic estimates, with their values at equilibrium."""
+def save_curves(rows: Sequence[Row], path: Path, objective: str = "") -> None:
+    """Draw losses, and mean scores D(x), D(G(z)) or what a critic estimates, with their values at equilibrium.
+
+    Those of the losses stand there for an ``objective`` in EQUILIBRIUM only.
+    """
     figure, (losses, beside) = _figure(1, 2, (11, 4))
     scores = any(row.get("d_real") is not None for row in rows)
     _curves(losses, rows, {"loss_d": "loss of D", "loss_g": "loss of G"})
     if scores:
         _curves(beside, rows, {"d_real": "D(x), real", "d_fake": "D(G(z)), fake"}, (0.5,))
-        for level in (2 * math.log(2), math.log(2)):
-            losses.axhline(level, color="0.6", linewidth=0.8, linestyle="--")
-        losses.set_title("losses (dashed: 2 log 2 and log 2, where D = 1/2)", fontsize=10)
+        of_d, of_g, said = EQUILIBRIUM.get(objective, (None, None, ""))
+        for level in (of_d, of_g):
+            if level is not None:
+                losses.axhline(level, color="0.6", linewidth=0.8, linestyle="--")
+        losses.set_title(f"losses (dashed: {said}, where D = 1/2)" if said else "losses", fontsize=10)
         beside.set_title("mean scores (dashed: 1/2)", fontsize=10)
         beside.set_ylim(0, 1)
     else:

@@ -87,8 +87,7 @@ def restore(checkpoint: Checkpoint, parts: Parts) -> None:
         optimizer: Optimizer = getattr(players, f"{side}_optimizer")
         # hyperparameters are the configuration's affair, the moments are the checkpoint's
         optimizer.load_state_dict({**optimizers[side], "param_groups": optimizer.state_dict()["param_groups"]})
-        if isinstance(optimizer, OneLaunch):
-            optimizer.refresh()
+    refresh_shadows(players)
     parts.dials.set(checkpoint.step)
     parts.draws.load(training, checkpoint.values)
     if training["meter"].shape == parts.meter.sums.shape:  # else an older version's: its unfinished row starts anew
@@ -96,6 +95,14 @@ def restore(checkpoint: Checkpoint, parts: Parts) -> None:
         parts.meter.counts.copy_(training["meter_counts"])
     states = {name.removeprefix("rng."): value for name, value in training.items() if name.startswith("rng.")}
     parts.stream.load({kind: states[kind] for kind in ("cpu", "cuda") if kind in states})
+
+
+def refresh_shadows(players: Players) -> None:
+    """Have the weights' stand-ins agree with them: for when anybody but their optimisers has changed weights."""
+    for side in SIDES:
+        optimizer = getattr(players, f"{side}_optimizer")
+        if isinstance(optimizer, OneLaunch):
+            optimizer.refresh()
 
 
 def check_network(side: str, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:

@@ -56,13 +56,12 @@ class Trainer:
     ``out``, a folder, receives configuration, metrics, pictures and checkpoints; without it the run stays in memory.
     ``history`` holds one row per ``log_every`` steps: means over those steps; ``alarms`` what was wrong, and when.
     ``step`` counts the steps, ``images`` the real samples that the discriminator has been shown. ``generator`` and
-    ``discriminator`` are in training mode. Raises UserError for
-    parts that do not fit together.
+    ``discriminator`` are in training mode. Raises UserError for parts that do not fit together.
 
     Random streams, all fixed by ``seed``: the networks are initialised under ``torch.manual_seed(seed)`` on the CPU,
     generator first; the order of epoch e is the permutation of ``numpy.random.default_rng((seed, e))``; latents come
-    from a generator seeded ``seed + 1``, the fixed latents of the pictures from one seeded ``seed + 2``; dropout and
-    the like draw from the global stream, which ``fit`` keeps apart from the caller's.
+    from a generator seeded ``seed + 1`` (where the data lie on a GPU, orders and latents follow from seed and step),
+    the pictures' from one seeded ``seed + 2``; dropout draws from the global stream, which ``fit`` keeps apart.
     """
 
     def __init__(
@@ -103,7 +102,7 @@ class Trainer:
         self._board = Board() if config.tensorboard else None
         readers = [self._alarms.see, *([self._board.row] if self._board else [])]
         self._journal = Journal(self._meter, self._guard, readers)
-        self._best = Best(kept) if (kept := keep_best or config.keep_best) is not None else None
+        self._best = Best(kept, self._meter.critic) if (kept := keep_best or config.keep_best) is not None else None
         self.out = Path(out) if out is not None else None
         self._parts = state.Parts(players, self._draws, dials, self._meter, Stream(config.seed, self.device))
         self._saved_at = -1
@@ -233,6 +232,7 @@ class Trainer:
         that never reached a checkpoint are dropped.
         """
         out, folder = self.out, self.out / "checkpoints" if self.out else None
+        state.refresh_shadows(self.players)
         if out and folder and self.step == 0:
             if self._saved_at < 0 and checkpoint.whole(folder):
                 raise UserError(f"{out} holds the checkpoints of a run already: resume from one, or give another out")
@@ -313,8 +313,8 @@ class Trainer:
     def _stretch(self, total: int) -> int:
         """How many iterations to run before the host has anything to do: as many as a graph holds, else one."""
         config = self.config
-        pauses = [config.log_every, *((config.sample_every, config.checkpoint_every) if self.out else ())]
-        left = min(total - self.step, *(every - self.step % every for every in pauses))
+        kept = (config.sample_every, config.checkpoint_every) if self.out or config.on_nan == "rollback" else ()
+        left = min(total - self.step, *(every - self.step % every for every in (config.log_every, *kept)))
         return config.unroll if config.unroll <= left else 1
 
     def _runner(self) -> Replays | Eagerly:
@@ -337,7 +337,7 @@ class Trainer:
             if self._board:
                 self._board.picture(path, self.step)
         if self.history and self.out:
-            pictures.save_curves(self.history, self.out / "curves.png")
+            pictures.save_curves(self.history, self.out / "curves.png", config.objective)
 
     def _averaged(self) -> AbstractContextManager[None]:
         """Context in which the generator has its averaged weights, where it has any."""

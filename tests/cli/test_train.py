@@ -96,6 +96,18 @@ def test_resume_takes_the_newest_run_of_the_preset(fastgan):
     assert "resuming runs/gan-digits-2 at step 6" in fastgan("train", "gan-digits", "--resume", "--steps", "8")[1]
 
 
+@pytest.mark.parametrize("verb", ["train", "sample", "export", "theory"])
+def test_help_shows_no_default_that_is_none(fastgan, capsys, verb):
+    with pytest.raises(SystemExit):
+        fastgan(verb, "--help")
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "--out TEXT" in said and "None" not in said
+
+
+def test_resume_alone_asks_which_run(fastgan):
+    refused(fastgan("train", "--resume"), "--out RUN")
+
+
 def test_resume_without_a_run_starts_at_zero_and_says_so(fastgan):
     code, out, _ = fastgan("train", "gan-digits", *TINY, "--resume")
     assert code == 0

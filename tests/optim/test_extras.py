@@ -118,7 +118,7 @@ def test_averages_are_those_of_a_plain_loop(
     place: str, warmup: int, weights: Weights, pull: Pull, alike: Alike
 ) -> None:
     own = weights(place)
-    optimizer = optim.Adam(own, lr=0.1, ema=optim.EMA(0.8, warmup=warmup))
+    optimizer = optim.Adam(own, lr=0.1, ema=optim.EMA(0.8, warmup=warmup), shadow=torch.float16)
     averages = [p.detach().clone() for p in own]
     for step in range(4):
         pull(step, own)
@@ -132,9 +132,11 @@ def test_averages_are_those_of_a_plain_loop(
         assert got.stride() == p.stride()
 
     weight = own[0].detach().clone()
+    shadow = optimizer.shadow(own[0])
     with optimizer.ema.swap():
         alike(own[0], averages[0])
-    assert torch.equal(own[0], weight)
+        assert torch.equal(shadow, own[0].to(shadow.dtype))
+    assert torch.equal(own[0], weight) and torch.equal(shadow, weight.to(shadow.dtype))
     target = nn.ParameterList([torch.zeros_like(p) for p in own])
     optimizer.ema.copy_to(target)
     for average, p in zip(averages, target, strict=True):

@@ -119,6 +119,7 @@ def test_a_collapsed_run_says_so_once_and_after_a_resumption_no_more(tmp_path, m
     lines = [line for line in capsys.readouterr().err.replace("\r", "\n").splitlines() if "collapse" in line]
     assert len(lines) == 1 and "step 40" in lines[0] and "diversity" in lines[0] and "penalty" in lines[0]
     assert alarms.read(tmp_path / "alarms.csv") == run.alarms
+    assert b"\r" not in (tmp_path / "alarms.csv").read_bytes()
     rest = stuck(out=tmp_path)
     rest.resume(checkpoint.load(checkpoint.whole(tmp_path / "checkpoints")[-1]))
     rest.fit(80, progress=False)

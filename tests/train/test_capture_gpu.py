@@ -155,6 +155,24 @@ def test_learning_rates_move_and_gradients_stay_in_sight() -> None:
         capture(step, state=[net, optimizer])(batch(0)[0].cpu(), batch(0)[1])
 
 
+def test_our_optimisers_begin_under_the_eyes_of_a_watch() -> None:
+    """Tried out once, the first step is the one that is watched: what it begins with comes from no host's memory."""
+    net = nn.Linear(6, 3).cuda()
+    optimizer = optim.Adam(net.parameters(), lr=rate(), ema=optim.EMA(0.9, warmup=10))
+
+    def step(x: Tensor, y: Tensor) -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(net(x), y)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    captured = capture(step, state=[net, optimizer], warmup=1)
+    for at in range(3):
+        captured(*batch(at))
+    assert all(float(state["step"]) == 3 for state in optimizer.state.values())
+
+
 def test_clones_are_left_alone() -> None:
     step, state = classifier()
     captured = capture(step, state=state, clone_outputs=True)

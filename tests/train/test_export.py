@@ -120,7 +120,7 @@ def test_the_opset_is_the_one_asked_for_or_nothing_is_written(tmp_path, monkeypa
     onnx = pytest.importorskip("onnx")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)  # then it is called unchecked
     generator = built("points")
-    assert write(generator, tmp_path / "g.onnx", "onnx", opset=18) == export.Exported("ONNX model, opset 18", None)
+    assert write(generator, tmp_path / "g.onnx", "onnx", opset=18) == export.Exported("ONNX model (opset 18)", None)
     former = (tmp_path / "g.onnx").read_bytes()
     assert [entry.version for entry in onnx.load(tmp_path / "g.onnx").opset_import if not entry.domain] == [18]
     with pytest.raises(UserError, match="--opset 1:"):

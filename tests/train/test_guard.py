@@ -99,6 +99,7 @@ def test_a_run_that_skips_everything_stops():
     with pytest.raises(NonFiniteError, match=r"every update of the generator was skipped in 3 rows") as caught:
         run.fit(1000, progress=False)
     assert run.step == 10 + 5 * ROWS and "\n" not in str(caught.value)
+    assert "on_nan=rollback" in str(caught.value)
     assert finite(run)
 
 
@@ -148,13 +149,19 @@ def test_without_a_checkpoint_a_rollback_goes_back_to_the_start(tmp_path, out):
     assert [row["step"] for row in first.history] == [5, 10, 12]
 
 
+def test_good_states_are_kept_when_they_are_due_however_many_steps_a_graph_holds():
+    with strict():
+        run = trainer(on_nan="rollback", unroll=3, log_every=9, checkpoint_every=5).fit(12, progress=False)
+    assert run._good.step == 10
+
+
 def test_rollbacks_end_in_vain_after_five():
     run = trainer(Failing(), on_nan="rollback", checkpoint_every=5)
     run.fit(5, progress=False)
     run.generator.above = 0.0
     with pytest.raises(NonFiniteError, match="rolled back 5 times already") as caught:
         run.fit(20, progress=False)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and "set on_nan" not in str(caught.value)
     assert [alarm.event for alarm in run.alarms] == [f"{n} of 5" for n in range(1, 6)]
     assert run.slowed == 0.5**5
 

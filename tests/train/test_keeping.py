@@ -176,6 +176,11 @@ def test_a_metric_that_is_none_is_refused():
         trainer(keep_best="divesity")
 
 
+def test_a_metric_that_the_run_will_not_have_is_refused():
+    with pytest.raises(UserError, match="needs a critic"):
+        trainer(keep_best="wasserstein")
+
+
 class Recorded:
     """SummaryWriter, as far as it is used."""
 

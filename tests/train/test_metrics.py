@@ -1,12 +1,14 @@
 """Means on the device, and a CSV that a crash cannot spoil."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from fastgan.errors import UserError
 from fastgan.presets import Config
+from fastgan.train import metrics
 from fastgan.train.dials import Dials
 from fastgan.train.metrics import COLUMNS, Meter, MetricsFile, finite
 
@@ -41,6 +43,17 @@ def test_a_reading_is_of_its_own_moment():
     extra.fill_(9)
     assert reading.ready and reading.row()["loss_d"] == 2.0 and reading.more == [3]
     assert seen.read()["loss_d"] == 8.0
+
+
+def test_a_reading_waits_for_the_device_that_sends_it(monkeypatch):
+    """Which need not be the current one: an event of another device would be there at once."""
+    asked = []
+    monkeypatch.setattr(metrics, "_sent", lambda tensor: tensor)
+    stream = SimpleNamespace(record_event=lambda: SimpleNamespace(query=lambda: False))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: asked.append(device) or stream)
+    sums = SimpleNamespace(is_cuda=True, device=torch.device("cuda:1"))
+    assert not metrics.Reading(sums, sums, (), False).ready
+    assert asked == [torch.device("cuda:1")]
 
 
 def test_a_critic_has_a_distance_and_no_scores():

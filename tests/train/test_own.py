@@ -43,6 +43,22 @@ def of_g_by_both(fake, real):
 
 
 @pytest.mark.parametrize(
+    "part, given, words",
+    [
+        ("data", POINTS.numpy(), "not ndarray: torch.from_numpy"),
+        ("data", [1, 2], "not list"),
+        ("generator", "dcgan", r"\*\*\{'generator.name': 'dcgan'\}"),
+        ("generator", {"hidden": [8]}, "not dict"),
+        ("discriminator", nn.Linear, "not the class Linear"),
+    ],
+)
+def test_parts_of_a_wrong_kind_are_refused(part, given, words):
+    with pytest.raises(UserError, match=words) as caught:
+        fastgan.Trainer("ring8", **{part: given}, **SMALL)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
     "given", [both, (of_d, of_g), [of_d, of_g_by_both], GANLoss("non_saturating"), "non_saturating"]
 )
 def test_an_objective_is_the_same_in_every_form(given):

@@ -60,6 +60,18 @@ def test_points_and_curves_are_written_whole(tmp_path):
     assert not list(tmp_path.rglob(".*writing"))
 
 
+@pytest.mark.parametrize(
+    "objective, levels", [("non_saturating", [2, 1]), ("minimax", [2, -1]), ("hinge", []), ("own: f", [])]
+)
+def test_losses_at_equilibrium_are_drawn_where_they_are_known(tmp_path, monkeypatch, objective, levels):
+    figures = []
+    monkeypatch.setattr(pictures, "_save_figure", lambda figure, path: figures.append(figure))
+    pictures.save_curves([{"step": 1, "loss_d": 1.3, "d_real": 0.6, "d_fake": 0.4}], tmp_path / "c.png", objective)
+    losses = figures[0].axes[0]
+    dashed = [line.get_ydata()[0] / math.log(2) for line in losses.lines if line.get_linestyle() == "--"]
+    assert dashed == pytest.approx(levels) and ("dashed" in losses.get_title()) == bool(levels)
+
+
 def test_smoothing_starts_at_the_first_value_follows_and_skips_gaps():
     smooth = pictures._smooth([*[2.0] * 100, math.nan, *[5.0] * 100])
     assert smooth[0] == smooth[99] == smooth[100] == 2.0
