@@ -79,7 +79,8 @@ def load(run: str | Path, which: str = "ema", *, device: str = "cpu") -> nn.Modu
     """Return the trained generator of a run, in evaluation mode: z ``(n, z_dim)`` -> samples in [-1, 1].
 
     Args:
-        run: the folder of a run, whose newest checkpoint is read; or a ``.safetensors`` that ``fastgan export`` wrote.
+        run: the folder of a run, whose newest checkpoint is read; within it ``checkpoints/best`` or that of a step;
+            or a ``.safetensors`` that ``fastgan export`` wrote.
         which: ``ema``: its weights averaged over the updates (batch norm's statistics are the last ones). Where the
             run keeps no average (``ema.decay`` 0) these are by definition the weights of the last update. ``raw``:
             the weights of the last update in any case.
@@ -98,8 +99,7 @@ def load_generator(path: Path, device: str = "auto", which: str = "ema") -> Gene
     where = build.device(device)
     if path.suffix.lower() == EXPORTED and not path.is_dir():
         return read_exported(path, where, which)
-    config = run.stored(path)
-    stored = run.latest_checkpoint(path)
+    config, stored = run.opened(path)
     if stored is None:
         raise UserError(f"{path} has no checkpoint yet: train further (fastgan train --resume --out {path})")
     shape = stored.values.get("sample_shape")

@@ -87,6 +87,18 @@ def latest_checkpoint(path: Path) -> checkpoint.Checkpoint | None:
     return checkpoint.load(found[-1]) if found else None
 
 
+def opened(path: Path) -> tuple[Config, checkpoint.Checkpoint | None]:
+    """The configuration of a run and its newest checkpoint, or the one that ``path`` names within the run's folder.
+
+    ``RUN/checkpoints/best`` is the best one that ``keep_best`` keeps, ``RUN/checkpoints/step-00001000`` that of a step.
+    """
+    runs = [folder.parent for folder in (path, *path.parents) if folder.name == "checkpoints"]
+    if (path / CONFIG).is_file() or not path.is_dir() or not runs or not (runs[0] / CONFIG).is_file():
+        return stored(path), latest_checkpoint(path)
+    inside = [path] if (path / checkpoint.MANIFEST).is_file() else checkpoint.whole(path)
+    return stored(runs[0]), checkpoint.load(inside[-1]) if inside else None
+
+
 def agree(old: Config, new: Config, force: bool) -> list[str]:
     """What differs from the stored configuration, a line each. Raises UserError where that needs ``--force``."""
     changed = {key: values for key, values in difference(old, new).items() if key != "preset"}

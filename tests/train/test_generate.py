@@ -57,6 +57,29 @@ def test_the_average_is_loaded_unless_the_raw_weights_are_asked_for(write_run):
     assert load_generator(folder, "cpu").which == "ema"
 
 
+def test_a_checkpoint_within_a_run_is_loaded_by_its_folder(write_run):
+    folder, raw, _ = write_run(averaged=False)
+    best = {key: value * 2 for key, value in raw.items()}
+    stored = checkpoint.Checkpoint(
+        {"generator": best, "discriminator": {}, "training": {}}, {"step": 3, "sample_shape": list(SHAPE)}
+    )
+    checkpoint.save(folder / "checkpoints/best", stored, 1)
+    for place, step, tensors in (
+        ("", 7, raw),
+        ("checkpoints", 7, raw),
+        ("checkpoints/step-00000007", 7, raw),
+        ("checkpoints/best", 3, best),
+        ("checkpoints/best/step-00000003", 3, best),
+    ):
+        found = load_generator(folder / place, "cpu")
+        assert found.step == step and same(found.module, tensors), place
+    (folder / "checkpoints/none").mkdir()
+    with pytest.raises(UserError, match="has no checkpoint yet"):
+        load_generator(folder / "checkpoints/none", "cpu")
+    with pytest.raises(UserError, match="there is no run at"):
+        load_generator(folder / "checkpoints/step-00000099", "cpu")
+
+
 def test_without_an_average_the_weights_are_the_average(write_run):
     folder, raw, _ = write_run(averaged=False)
     assert same(load(folder), raw)
