@@ -19,7 +19,7 @@ FULL = os.environ.get("FASTGAN_TEST_ALL") == "1"
 WORKER = "PYTEST_XDIST_WORKER" in os.environ
 
 hypothesis.settings.register_profile("slice", max_examples=25, derandomize=True, deadline=None, database=None)
-hypothesis.settings.register_profile("interpreted", parent=hypothesis.settings.get_profile("slice"), max_examples=15)
+hypothesis.settings.register_profile("interpreted", parent=hypothesis.settings.get_profile("slice"), max_examples=10)
 hypothesis.settings.register_profile(  # an interpreted kernel takes about a second an example
     "full", parent=hypothesis.settings.get_profile("slice"), max_examples=200 if INTERPRET else 1000
 )

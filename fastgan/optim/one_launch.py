@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from fastgan.errors import UserError
 from fastgan.ops import optimizer_step as ops
-from fastgan.ops.backend import current_backend
+from fastgan.ops.backend import by_reference, current_backend
 from fastgan.ops.optimizer_table import capturing, shadow_of
 from fastgan.optim.ema import EMA, Averages
 from fastgan.optim.entries import entry, in_place, tensors_of, wide, wide_dtype
@@ -120,12 +120,21 @@ class OneLaunch(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if any(group["differentiable"] for group in self.param_groups):
+        if any(group["differentiable"] for group in self.param_groups) or self._plain():
             self._by_torch(self.param_groups, {})
         else:
             with torch.no_grad():
                 self._advance()
         return loss
+
+    def _plain(self) -> bool:
+        """Whether torch.optim's own step on the CPU is all there is to do: planning it would cost as much again."""
+        extras = (self.weight_clip, self.max_norm, self.unscale, self._ema, self.shadow_dtype)
+        if self.skip_non_finite or any(extra is not None for extra in extras):
+            return False
+        first = next(self._parameters())
+        told = vars(self).get("grad_scale") is not None or vars(self).get("found_inf") is not None
+        return not told and not first.is_cuda and by_reference(ops.OP, first)
 
     def _advance(self) -> None:
         plan, theirs = self._planned()
