@@ -2,29 +2,11 @@
 
 import csv
 
-import pytest
-
 TINY = [
     *("--steps", "6", "--batch-size", "16", "--device", "cpu"),
     *("--set", "generator.hidden=[8]", "--set", "discriminator.hidden=[8]", "--set", "z_dim=4"),
     *("--set", "log_every=2", "--set", "checkpoint_every=3", "--set", "samples=4"),
 ]
-
-
-@pytest.fixture
-def fastgan(tmp_path, monkeypatch, capsys):
-    """Run the command line in an empty folder; returns (exit code, stdout, stderr)."""
-    pytest.importorskip("tyro")
-    from fastgan.cli import main
-
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        code = main([str(argument) for argument in arguments])
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return run
 
 
 def refused(result, *words):

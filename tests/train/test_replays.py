@@ -98,9 +98,23 @@ def test_one_graph_for_each_pattern():
         due = {(True, False), (False, True), (False, False)}
         assert set(run._run._graphs) == {*((Pattern(kind),) for kind in due), (Pattern((True, False), watched=True),)}
         several = trainer(unroll=4, log_every=8)
-        several.fit(13, progress=False)
+        several.fit(15, progress=False)  # what is left, 3, goes one by one: no graph of its own for each remainder
         assert {len(patterns) for patterns in several._run._graphs} == {4, 1}
-        assert [row["step"] for row in several.history] == [8, 13]
+        assert [row["step"] for row in several.history] == [8, 15]
+
+
+@pytest.mark.parametrize("updates, sites", [("fresh", 3), ("shared", 2)])
+def test_no_draw_of_a_run_is_drawn_twice(updates, sites):
+    """Each update of either player has latents of its own, and each of the discriminator's real samples of its own."""
+    with strict():
+        run, drawn = trainer(updates=updates, n_critic=2, batch_size=10, graph=False), {"z": [], "real": []}
+        for name, kept in drawn.items():
+            draw = getattr(run._draws, name)
+            setattr(run._draws, name, lambda at, draw=draw, kept=kept: kept.append(draw(at)) or kept[-1])
+        run.fit(4, progress=False)
+    assert (len(drawn["z"]), len(drawn["real"])) == (4 * sites, 4 * 2)
+    assert len(torch.unique(torch.cat(drawn["z"]), dim=0)) == 4 * sites * 10
+    assert len(torch.unique(torch.cat(drawn["real"]), dim=0)) == 4 * 2 * 10
 
 
 def test_resuming_is_exact_with_graphs(tmp_path):
