@@ -16,7 +16,7 @@ from fastgan.errors import UserError, unknown
 from fastgan.nn import GANLoss
 from fastgan.objectives import OBJECTIVES, Objective
 from fastgan.objectives import objective as by_name
-from fastgan.presets import Config, Network
+from fastgan.presets import Config, Network, from_dict, nested, preset
 from fastgan.presets.own import is_marked, mark, refuse
 from fastgan.train import build
 from fastgan.train.capture import runner_for
@@ -62,6 +62,19 @@ def named(objective: Any) -> Any:
     """An objective of the house by its name; another one as it is."""
     known = isinstance(objective, Objective) and OBJECTIVES.get(objective.name) is objective
     return objective.name if known else objective
+
+
+def configured(
+    base: Config | str | None, parts: Mapping[str, object], keys: Mapping[str, Any]
+) -> tuple[Config, Config]:
+    """The configuration that a preset or ``base``, ``parts`` by name and ``keys`` make; and, second, with the marks.
+
+    Raises UserError for keys and parts that are none.
+    """
+    start = preset(base) if isinstance(base, str) else base or Config()
+    spoken = {part: given for part in ("data", "objective") if isinstance(given := parts[part], str)}
+    plain = from_dict(nested({**keys, **spoken}), start)
+    return plain, marked(plain, parts)
 
 
 def marked(config: Config, given: Mapping[str, object]) -> Config:
