@@ -4,9 +4,10 @@
     picked [B]       = labels [n] [chosen]
 
 Draw ``clock * per_step + index`` is batch b of epoch e, of n // B batches each; its row r is the sample that stands at
-position b B + r of that epoch (``permutation.py``). Row r is mirrored where the upper bit of the first word of Philox's
-counter r, for FLIP, is set. Element ``at`` of a sample, counted with the channels innermost in every layout, takes
-normal number ``at % 4`` of counter r * ceil(C H W / 4) + at // 4, for NOISE (``streams.py``).
+position b B + r of that epoch (``permutation.py``), or, ``in_order``, of the data: so a ring of batches is read that
+were gathered elsewhere. Row r is mirrored where the upper bit of the first word of Philox's counter r, for FLIP, is
+set. Element ``at`` of a sample, counted with the channels innermost in every layout, takes normal number ``at % 4`` of
+counter r * ceil(C H W / 4) + at // 4, for NOISE (``streams.py``).
 
 Contract: uint8, bf16, fp16 or fp32 in, contiguous; bf16, fp16 or fp32 out, each sample dense, contiguous or
 channels_last, rows by any stride; formed in fp32 and rounded once. Without noise uint8 gives the bits of
@@ -57,18 +58,21 @@ def normalised(pixels):
 def real_batch_kernel(
     images, out, clock, noise, labels, picked, n, rows, batches, parts, size, out_r,
     seed_low, seed_high, per_step, index,
-    C: tl.constexpr, W: tl.constexpr, PLANES: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    C: tl.constexpr, W: tl.constexpr, PLANES: tl.constexpr, SHUFFLED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """Every parts-th tile [BM, BN] of BM samples. C: channels walked innermost. W: a line's length; 0: no flip.
 
-    PLANES: the result has its channels in planes, as the data has.
+    PLANES: the result has its channels in planes, as the data has. SHUFFLED: samples are taken in an epoch's order, not
+    in that of the data.
     """
     part = tl.program_id(0) % parts
     row = (tl.program_id(0) // parts) * BM + tl.arange(0, BM)  # [BM]
     there = row < rows
     count = tl.load(clock) * per_step + index
     first = (count % batches).to(tl.int32) * rows
-    sample = permuted(first + tl.minimum(row, rows - 1), n, seed_low, seed_high, count // batches).to(tl.int64)
+    stands = first + tl.minimum(row, rows - 1)
+    sample = permuted(stands, n, seed_low, seed_high, count // batches) if SHUFFLED else stands
+    sample = sample.to(tl.int64)
     if labels is not None:
         label = tl.load(labels + sample, mask=there & (part == 0), other=0)
         tl.store(picked + row, label, mask=there & (part == 0))
@@ -106,6 +110,7 @@ def launch(
     site: tuple[int, int],
     flip: bool,
     channels_last: bool,
+    in_order: bool,
 ) -> Launch:
     """Prepare out [B, ...] and picked [B]: draw ``site`` of images [n, ...] and labels [n]."""
     n, rows, size = len(images), len(out), images[0].numel()
@@ -119,7 +124,7 @@ def launch(
     arguments |= dict(zip(("seed_low", "seed_high"), halves(seed), strict=True))
     arguments |= dict(zip(("per_step", "index"), site, strict=True))
     constexprs: dict[str, object] = {"C": images.shape[1] if joined else 1, "W": images.shape[-1] if flip else 0}
-    constexprs |= {"PLANES": joined and not channels_last, "BM": tile.rows, "BN": tile.cols}
+    constexprs |= {"PLANES": joined and not channels_last, "SHUFFLED": not in_order, "BM": tile.rows, "BN": tile.cols}
     return Launch(real_batch_kernel, arguments, constexprs, blocks * parts, tile)
 
 
@@ -140,6 +145,7 @@ def real_batch(
     noise: Tensor | None = None,
     labels: Tensor | None = None,
     channels_last: bool = False,
+    in_order: bool = False,
 ) -> Tensor | None:
     """Fill ``out`` with the batch that the clock has come to, and return its labels.
 
@@ -153,11 +159,12 @@ def real_batch(
         noise: sigma, fp32 [], or None.
         labels: int64 [n], contiguous, or None.
         channels_last: the layout of ``out``.
+        in_order: batches lie one behind the other, and after the last comes the first.
     """
     picked = None if labels is None else labels.new_empty(len(out))
     if images.numel():
         # memory that the caller owns may lie in any way: with the inputs, strides and all
-        submit(launch, (images, clock, noise, labels, out), (picked,), seed, site, flip, channels_last)
+        submit(launch, (images, clock, noise, labels, out), (picked,), seed, site, flip, channels_last, in_order)
     return picked
 
 
@@ -172,10 +179,11 @@ class _Case:
     noise: bool = False
     labels: bool = False
     channels_last: bool = True
+    in_order: bool = False
 
     def __str__(self) -> str:
         kinds = "/".join(str(dtype).removeprefix("torch.") for dtype in (self.stored, self.dtype))
-        what = [name for name in ("flip", "noise", "labels", "channels_last") if getattr(self, name)]
+        what = [name for name in ("flip", "noise", "labels", "channels_last", "in_order") if getattr(self, name)]
         return " ".join((kinds, "x".join(map(str, self.shape[1:])), *what))
 
 
@@ -190,6 +198,7 @@ _CASES = (
     _Case(_COLOR, flip=True, channels_last=False),
     _Case(_COLOR, torch.float32, torch.bfloat16, True, True, True),
     *(_Case(_ODD, dtype, torch.float16, True, True) for dtype in (torch.bfloat16, torch.float16)),
+    *(_Case(_COLOR, dtype=torch.bfloat16, flip=flip, noise=flip, in_order=True) for flip in (False, True)),
     *(_Case((100000, 2), torch.float32, noise=noise) for noise in (False, True)),
     _Case((100000, 40), torch.float32, noise=True),
 )
@@ -203,7 +212,7 @@ def variants(arch: int) -> Iterator[Variant]:
         out = torch.empty((64, *case.shape[1:]), dtype=case.dtype, device="meta")
         clock, noise = torch.empty((), dtype=torch.int64, device="meta"), torch.empty((), device="meta")
         labels = torch.empty(case.shape[0], dtype=torch.int64, device="meta") if case.labels else None
-        how = (0, (1, 0), case.flip, case.channels_last)
+        how = (0, (1, 0), case.flip, case.channels_last, case.in_order)
         prepared = launch(images, clock, noise if case.noise else None, labels, out, labels, *how)
         variant = prepared.variant("real_batch", str(case), 0)
         form = repr((variant.signature, variant.constexprs, variant.divisible))

@@ -8,10 +8,10 @@ from typing import Literal
 
 import torch
 
-from fastgan.data.dataset import Dataset, Modes, normalise
+from fastgan.data.dataset import Dataset, File, Modes, normalise
 from fastgan.errors import UserError, unknown
 
-__all__ = ["Dataset", "Modes", "load", "names", "normalise"]
+__all__ = ["Dataset", "File", "Modes", "load", "names", "normalise"]
 
 
 @dataclass(frozen=True)

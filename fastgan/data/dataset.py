@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -34,6 +35,14 @@ class Modes:
     sigma: float
 
 
+@dataclass(frozen=True)
+class File:
+    """A file in which samples lie as ``images`` has them, one behind the other, from byte ``offset`` on."""
+
+    path: Path
+    offset: int = 0
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
     """Samples, their labels and where they come from.
@@ -47,6 +56,7 @@ class Dataset:
         source: Who made it, and where it was read from.
         modes: Components of a mixture, where the samples were drawn from one.
         placed: Where batches go when `images` stays elsewhere; None means where `images` is.
+        file: What `images` is a memory map of; None where they lie in memory. Training reads it ahead of its steps.
     """
 
     name: str
@@ -57,6 +67,7 @@ class Dataset:
     source: str = ""
     modes: Modes | None = None
     placed: torch.device | None = None
+    file: File | None = None
 
     @classmethod
     def from_tensor(
@@ -126,17 +137,22 @@ class Dataset:
             samples = samples.to(self.device, non_blocking=True)
         return normalise(samples) if samples.dtype == torch.uint8 else samples
 
-    def to(self, device: str | torch.device) -> Dataset:
-        """Move it whole to ``device``; with one warning it stays on the host where the device has no room for it."""
+    def to(self, device: str | torch.device, *, resident: bool = True) -> Dataset:
+        """Move it whole to ``device``; with one warning it stays on the host where the device has no room for it.
+
+        So it does, without a warning, where it is not to be ``resident``.
+        """
         device = torch.device(device)
         labels = self.labels
         if device.type == "cuda":
             if not torch.cuda.is_available():
                 raise UserError(f"no CUDA device was found to put the data set {self.name!r} on: say device='cpu'")
-            if self.images.device.type != "cuda" and not self._fits(device):
+            if self.images.device.type != "cuda" and not (resident and self._fits(device)):
                 return replace(self, labels=None if labels is None else labels.to(device), placed=device)
         images = self.images.to(device)
-        return replace(self, images=images, labels=None if labels is None else labels.to(device), placed=None)
+        file = self.file if images is self.images else None
+        labels = None if labels is None else labels.to(device)
+        return replace(self, images=images, labels=labels, placed=None, file=file)
 
     def _fits(self, device: torch.device) -> bool:
         free, _ = torch.cuda.mem_get_info(device)
@@ -145,7 +161,7 @@ class Dataset:
         needs, room = f"{self.images.nbytes / 2**30:.1f} GiB", f"{free / 2**30:.1f} GiB"
         warnings.warn(
             f"{self.name} ({needs}) would take more than {DEVICE_SHARE:.0%} of the {room} free on {device}: "
-            "it stays in host memory and each batch is copied over",
+            f"it stays {'on the disk' if self.file else 'in host memory'}, and training prefetches its batches",
             stacklevel=3,
         )
         return False
@@ -175,7 +191,7 @@ class Dataset:
             return self
         if (c, h, w, image_size) == (1, 28, 28, 32):
             background = 0.0 if self.images.dtype == torch.uint8 else -1.0
-            return replace(self, images=F.pad(self.images, (2, 2, 2, 2), value=background))
+            return replace(self, images=F.pad(self.images, (2, 2, 2, 2), value=background), file=None)
         mend = f"set image_size={h}, or resize the images" if h == w else "crop or resize the images"
         raise UserError(
             f"the data set {self.name!r} has images of {h}x{w} and the model wants {image_size}x{image_size}: {mend}"

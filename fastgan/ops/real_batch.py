@@ -32,6 +32,7 @@ def real_batch(
     dtype: torch.dtype | None = None,
     memory_format: torch.memory_format | None = None,
     out: Tensor | None = None,
+    in_order: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Return a batch of real samples, with their labels if given: the same on every device. No gradient.
 
@@ -55,6 +56,8 @@ def real_batch(
             than one channel, contiguous elsewhere. Values do not depend on it.
         out: memory (batch_size, ...) to write to, each sample dense in either layout: part of a larger buffer, say.
             It decides dtype and layout.
+        in_order: ``images`` are a ring of batches, gathered already: draw ``count`` is the one at ``count % (n //
+            batch_size)``, as it lies. Gathered by :func:`chosen`, it is what the data set itself would have given.
 
     Returns:
         ``out`` or new memory, (batch_size, C, H, W) or (batch_size, d); with ``labels`` also theirs, int64
@@ -77,7 +80,7 @@ def real_batch(
         channels_last = _its_layout(out, shape, dtype, images.device)
     if out.dtype not in KERNEL_DTYPES:
         raise UserError(f"a batch is float32, bfloat16 or float16, not {str(out.dtype).removeprefix('torch.')}")
-    picked = _filled(out, images, clock, seed, site, flip, noise, labels, channels_last)
+    picked = _filled(out, images, clock, seed, site, flip, noise, labels, channels_last, in_order)
     return out if picked is None else (out, picked)
 
 
@@ -169,6 +172,7 @@ def _filled(
     noise: Tensor | None,
     labels: Tensor | None,
     channels_last: bool,
+    in_order: bool,
 ) -> Tensor | None:
     """Fill ``out`` by one launch or by plain PyTorch, and return the labels."""
     kinds = (torch.uint8, *KERNEL_DTYPES)
@@ -178,10 +182,13 @@ def _filled(
 
         return kernels.real_batch(
             images, clock, out, seed=streams.key(seed), site=site, flip=flip, noise=noise, labels=labels,
-            channels_last=channels_last,
+            channels_last=channels_last, in_order=in_order,
         )  # fmt: skip
-    index = chosen(clock, n=len(images), batch_size=len(out), seed=seed, site=site)
     count = streams.count(clock, site)
+    if in_order:
+        index = count % (len(images) // len(out)) * len(out) + torch.arange(len(out), device=images.device)
+    else:
+        index = chosen(clock, n=len(images), batch_size=len(out), seed=seed, site=site)
     batch = images.index_select(0, index)
     batch = normalised(batch) if batch.dtype == torch.uint8 else batch.to(torch.float32)
     if flip:

@@ -107,6 +107,9 @@ class Config:
 
     ``graph``: on a GPU, iterations are captured in CUDA graphs and replayed, ``unroll`` of them at a time.
 
+    ``resident``: ``never`` leaves the data on the host although the device has room for them: batches are read ahead
+    there, as they are from a disk and where there is no room, by ``readers`` threads (0: as many as seem right).
+
     ``noise`` is the standard deviation of normal noise on what the discriminator sees, real and fake (instance noise);
     ``flip`` mirrors each real image left to right with probability 1/2. ``schedules`` move what SCHEDULED names.
 
@@ -147,6 +150,8 @@ class Config:
     threads: int = 0
     graph: bool = True
     unroll: int = 1
+    resident: Literal["auto", "never"] = "auto"
+    readers: int = 0
     log_every: int = 50
     sample_every: int = 1000
     checkpoint_every: int = 1000
@@ -161,7 +166,7 @@ class Config:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
         if not 0 <= self.seed < 2**32 - 2:
             raise UserError(f"seed must be between 0 and 2^32 - 3, not {self.seed}")
-        for name in ("steps", "threads"):
+        for name in ("steps", "threads", "readers"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} must be at least 0, not {getattr(self, name)}")
         if self.noise < 0:
@@ -179,7 +184,7 @@ class Config:
             )
         if self.keep_best not in (None, *BEST):
             raise unknown("metric to keep the best of", self.keep_best, BEST)
-        for name in ("latent", "updates", "balance", "on_nan", "precision"):
+        for name in ("latent", "updates", "balance", "on_nan", "precision", "resident"):
             choices = get_args(get_type_hints(Config)[name])
             if getattr(self, name) not in choices:
                 raise unknown(name, getattr(self, name), choices)
@@ -208,7 +213,7 @@ COUNTS = (
 )
 FREQUENCIES = ("log_every", "sample_every", "checkpoint_every")
 KEEPING = ("keep_checkpoints", "keep_best", "tensorboard")
-RUNNING = ("steps", "device", "threads", "graph", "unroll", "on_nan")
+RUNNING = ("steps", "device", "threads", "graph", "unroll", "resident", "readers", "on_nan")
 MAY_CHANGE_ON_RESUME = frozenset({*FREQUENCIES, *KEEPING, *RUNNING})
 
 

@@ -63,7 +63,8 @@ def threads(count: int) -> Iterator[None]:
 
 def dataset(config: Config, where: torch.device) -> Dataset:
     """The data that the configuration names, on the device where it fits."""
-    return data.load(config.data, image_size=config.image_size, device=where)
+    samples = data.load(config.data, image_size=config.image_size)
+    return samples.to(where, resident=config.resident == "auto")
 
 
 def check(config: Config, samples: Dataset) -> None:

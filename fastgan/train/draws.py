@@ -1,23 +1,25 @@
 """What a step draws: real batches, latents, noise. On the CPU from generators of the host, elsewhere by the clock.
 
-``HostDraws`` keeps orders and generators on the host: cheap where the step is eager, and for data that stay in host
-memory. ``ClockDraws`` computes each draw on the device from the seed and the clock alone, so that a captured graph
-draws anew at each replay, and a checkpoint keeps one number of it.
+``HostDraws`` keeps orders and generators on the host: cheap where the step is eager. ``ClockDraws`` computes each draw
+on the device from the seed and the clock alone, so that a captured graph draws anew at each replay, and a checkpoint
+keeps one number of it. Where the data do not lie on the device, a ``feeder`` has the batches of that very order there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from fastgan import ops
-from fastgan.data import Dataset
+from fastgan.data import Dataset, normalise
 from fastgan.presets import Config
 from fastgan.train.capture import runner_for
 from fastgan.train.dials import Dials
+from fastgan.train.feed import Feeder
 from fastgan.train.sampler import Latents, RealBatches
 
 LATENTS, NOISE = 1, 3  # added to the run's seed; 2 is for the pictures' fixed latents
@@ -47,6 +49,9 @@ class HostDraws:
 
     def __init__(self, data: Dataset, config: Config, dials: Dials, device: torch.device) -> None:
         self.batches = RealBatches(data, config.batch_size, config.seed)
+        self.feeder: Feeder | None = None
+        if fed(data, config):
+            self.feeder = Feeder(data, device, self.batches.rows, config.batch_size, readers=config.readers)
         self.latents = Latents(config.latent, config.z_dim, device, config.seed + LATENTS)
         self._size, self._flip = config.batch_size, config.flip
         self._sigma = dials["noise"] if config.noise or "noise" in dials.names else None
@@ -54,11 +59,26 @@ class HostDraws:
 
     def real(self, at: int) -> Tensor:
         """The next batch."""
-        samples = self.batches.draw()
+        samples = self.batches.draw() if self.feeder is None else self._fed(self.feeder)
         if self._flip:
             coins = torch.rand(len(samples), 1, 1, 1, device=samples.device, generator=self._noise)
             samples = torch.where(coins < 0.5, samples.flip(-1), samples)
         return self.noisy(samples, at)
+
+    def _fed(self, feeder: Feeder) -> Tensor:
+        """The next batch, of those that were read ahead."""
+        with feeder.lent(1) as number:
+            samples = feeder.batch(number)
+            self.batches.drawn += 1
+            return normalise(samples) if samples.dtype == torch.uint8 else samples.clone()
+
+    def running(self) -> AbstractContextManager[None]:
+        """The readers begin where the batches have come to."""
+        return nullcontext() if self.feeder is None else self.feeder.running(self.batches.drawn)
+
+    def ready(self, iterations: int) -> AbstractContextManager[object]:
+        """Each batch is waited for when it is drawn."""
+        return nullcontext()
 
     def z(self, at: int) -> Tensor:
         """The next latents."""
@@ -95,12 +115,30 @@ class ClockDraws:
         if isinstance(noise, Tensor) or noise:
             self._sigma = torch.as_tensor(noise, dtype=torch.float32, device=data.device)
         self._per_step = config.n_critic + 1  # of latents and of noise: G's own may be one more
+        self.feeder: Feeder | None = None
+        if fed(data, config):
+            at_once = config.unroll * config.n_critic
+            size, readers = config.batch_size, config.readers
+            self.feeder = Feeder(data, data.device, self.rows, size, at_once=at_once, readers=readers)
+
+    def rows(self, number: int) -> Tensor:
+        """Which samples batch ``number`` of the run has: on the host those that the device would choose."""
+        config, count = self._config, torch.tensor(number)
+        return ops.chosen(count, n=len(self.data), batch_size=config.batch_size, seed=config.seed, site=(1, 0))
+
+    def running(self) -> AbstractContextManager[None]:
+        """The readers begin where the clock has come to."""
+        return nullcontext() if self.feeder is None else self.feeder.running(int(self._clock) * self._config.n_critic)
+
+    def ready(self, iterations: int) -> AbstractContextManager[object]:
+        """The iterations' batches lie in the ring."""
+        return nullcontext() if self.feeder is None else self.feeder.lent(iterations * self._config.n_critic)
 
     def real(self, at: int) -> Tensor:
         """Batch ``at`` of this iteration: one launch."""
         config = self._config
         samples = ops.real_batch(
-            self.data.images,
+            self.data.images if self.feeder is None else self.feeder.ring,
             self._clock,
             batch_size=config.batch_size,
             seed=config.seed,
@@ -108,6 +146,7 @@ class ClockDraws:
             flip=config.flip,
             noise=self._sigma,
             dtype=self._dtype,
+            in_order=self.feeder is not None,
         )
         assert isinstance(samples, Tensor)  # without labels
         return samples
@@ -145,8 +184,14 @@ class ClockDraws:
         """The clock says it all."""
 
 
-def draws(data: Dataset, config: Config, dials: Dials, device: torch.device, bf16: bool) -> Draws:
-    """By the clock where steps can be captured and the data are on the device; else by the host."""
-    if runner_for(device) is not None and data.resident:
+def fed(data: Dataset, config: Config) -> bool:
+    """Whether batches are read ahead of the steps: from a disk, or because the data do not lie on the device."""
+    there = not data.resident or data.file is not None or config.resident == "never"
+    return there and data.images.device.type == "cpu"
+
+
+def draws(data: Dataset, config: Config, dials: Dials, device: torch.device, bf16: bool) -> HostDraws | ClockDraws:
+    """By the clock where steps can be captured, else by the host."""
+    if runner_for(device) is not None:
         return ClockDraws(data, config, dials, torch.bfloat16 if bf16 else torch.float32)
     return HostDraws(data, config, dials, device)

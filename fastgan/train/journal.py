@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastgan.errors import NonFiniteError
 from fastgan.train.guard import Guard
-from fastgan.train.metrics import Meter, MetricsFile, Reading, Row, finite
+from fastgan.train.metrics import Meter, MetricsFile, Reading, Row, finite, waited
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
 SHOWN = ("loss_d", "loss_g", "d_real", "d_fake", "wasserstein", "penalty")  # beside the progress bar
 COUNTED = {"skipped": "", "balanced": "", "memory": " MiB"}  # so too, where there are any
+FELT = 0.01  # of the time that steps wait for data: from there on it is shown
 
 
 class _Pending(NamedTuple):
@@ -73,6 +74,8 @@ class Journal:
             )
         counted = {name: f"{row[name]}{unit}" for name, unit in COUNTED.items() if row.get(name)}
         shown = {name: f"{row[name]:.3f}" for name in SHOWN if row[name] is not None}
+        if (share := waited(row, self.history[-2] if len(self.history) > 1 else None)) >= FELT:
+            counted["stalled"] = f"{share:.0%}"
         bar.set_postfix({"img/s": f"{rate:.0f}", **shown, **counted}, refresh=False)
         if whole:
             steps, self.told = int(row["step"] or 0) - self.told, int(row["step"] or 0)

@@ -26,11 +26,12 @@ FIRST = (  # the columns that every version has written
     "skipped",
     "seconds",
 )
-COLUMNS = (*FIRST, "memory", "balanced", "diversity", "gradient_g")
+SECOND = (*FIRST, "memory", "balanced", "diversity", "gradient_g")
+COLUMNS = (*SECOND, "stalled")
 OBSERVED = ("loss_d", "loss_g", "d_real", "d_fake", "penalty", "diversity", "gradient_g", "balanced")
 WHOLE = {"step", "images", "skipped", "memory", "balanced"}
 HEADER = ",".join(COLUMNS)
-HEADERS = {HEADER: COLUMNS, ",".join(FIRST): FIRST}
+HEADERS = {",".join(columns): columns for columns in (FIRST, SECOND, COLUMNS)}
 
 Row = dict[str, float | int | None]
 
@@ -131,6 +132,12 @@ def _sent(tensor: Tensor) -> Tensor:
 def finite(row: Row) -> bool:
     """Whether every metric of the row that applies is a finite number."""
     return all(value is None or math.isfinite(value) for value in row.values())
+
+
+def waited(row: Row, before: Row | None) -> float:
+    """The share of its time that steps up to ``row``, from the whole row ``before`` it, have waited for data."""
+    elapsed = float(row["seconds"] or 0) - float((before or {}).get("seconds") or 0)
+    return min(1.0, float(row.get("stalled") or 0) / elapsed) if elapsed > 0 else 0.0
 
 
 class MetricsFile:

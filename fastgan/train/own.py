@@ -110,9 +110,12 @@ def _check_kind(part: str, own: object) -> None:
         )
 
 
-def own_data(given: Tensor | Dataset, device: torch.device) -> Dataset:
-    """A tensor or data set of the user's, on the device where it fits."""
-    return (given if isinstance(given, Dataset) else Dataset.from_tensor(given)).to(device)
+def own_data(given: Tensor | Dataset | str | None, config: Config, device: torch.device) -> Dataset:
+    """A tensor or data set of the user's, or what the configuration names, on the device where it fits."""
+    if not isinstance(given, Tensor | Dataset):
+        return build.dataset(config, device)
+    samples = given if isinstance(given, Dataset) else Dataset.from_tensor(given)
+    return samples.to(device, resident=config.resident == "auto")
 
 
 def build_players(

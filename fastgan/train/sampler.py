@@ -31,11 +31,16 @@ class RealBatches:
 
     def draw(self) -> Tensor:
         """The next batch of samples, on the data's device, in [-1, 1]."""
-        epoch, batch = divmod(self.drawn, self.per_epoch)
+        index = self.rows(self.drawn)
+        self.drawn += 1
+        return self.data.batch(index)
+
+    def rows(self, number: int) -> Tensor:
+        """Which samples batch ``number`` has, on the data's device."""
+        epoch, batch = divmod(number, self.per_epoch)
         if epoch != self._epoch:
             self._epoch, self._order = epoch, permutation(len(self.data), self.seed, epoch).to(self.data.device)
-        self.drawn += 1
-        return self.data.batch(self._order[batch * self.batch_size : (batch + 1) * self.batch_size])
+        return self._order[batch * self.batch_size : (batch + 1) * self.batch_size]
 
 
 def permutation(n: int, seed: int, epoch: int) -> Tensor:

@@ -34,7 +34,7 @@ from fastgan.train.penalties import weighted
 from fastgan.train.probe import fit_together
 from fastgan.train.replays import Eagerly, Replays
 from fastgan.train.sampler import Latents
-from fastgan.train.show import describe, progress_bar
+from fastgan.train.show import Advice, describe, progress_bar
 from fastgan.train.signals import Interrupts
 from fastgan.train.step import Step, Watch
 from fastgan.train.stream import Stream
@@ -61,7 +61,7 @@ class Trainer:
 
     Random streams, all fixed by ``seed``: the networks are initialised under ``torch.manual_seed(seed)`` on the CPU,
     generator first; the order of epoch e is the permutation of ``numpy.random.default_rng((seed, e))``; latents come
-    from a generator seeded ``seed + 1`` (where the data lie on a GPU, orders and latents follow from seed and step),
+    from a generator seeded ``seed + 1`` (on a GPU orders and latents follow from seed and step),
     the pictures' from one seeded ``seed + 2``; dropout draws from the global stream, which ``fit`` keeps apart.
     """
 
@@ -82,7 +82,7 @@ class Trainer:
         keys |= {"keep_best": keep_best} if isinstance(keep_best, str) else {}
         plain, config = configured(config, {**networks, "data": data, "objective": objective}, keys)
         self.config, self.device = config, (where := build.device(config.device))
-        self.data = own_data(data, where) if isinstance(data, Tensor | Dataset) else build.dataset(config, where)
+        self.data = own_data(data, config, where)
         build.check(config, self.data)
         self.dials = dials = Dials(config, self.device)
         self.players = players = build_players(plain, self.data.sample_shape, dials, networks, optimizers or {})
@@ -96,7 +96,8 @@ class Trainer:
         self._meter = Meter(dials, critic=value.name == "wasserstein", finite=config.on_nan == "skip")
         self._alarms = Alarms(value)
         self._board = Board() if config.tensorboard else None
-        readers = [self._alarms.see, *([self._board.row] if self._board else [])]
+        advice = Advice(self._draws.feeder, lambda: self._alarms.aloud)
+        readers = [self._alarms.see, advice.see, *([self._board.row] if self._board else [])]
         self._journal = Journal(self._meter, self._guard, readers)
         self._best = Best(kept, self._meter.critic) if (kept := keep_best or config.keep_best) is not None else None
         self.out = Path(out) if out is not None else None
@@ -152,7 +153,7 @@ class Trainer:
 
     def describe_device(self) -> str:
         """The device, its precision, the backend that the fused ops take there and why, and how steps run."""
-        return describe(self.device, self.config, self._run)
+        return describe(self.device, self.config, self._run, self._draws.feeder)
 
     def fit(self, steps: int | None = None, *, progress: bool = True) -> Trainer:
         """Train until ``steps`` (default: the configuration's) steps are done in total, then write the final pictures.
@@ -246,7 +247,7 @@ class Trainer:
     def _trained(self, total: int, progress: bool, interrupts: Interrupts) -> bool:
         """Train to the end and write what is left; False where the run was rolled back and has to go on."""
         try:
-            with self._parts.stream.running():
+            with self._parts.stream.running(), self._draws.running():
                 with progress_bar(total, self.step, progress) as bar:
                     self._loop(total, bar, interrupts)
                 if self.out:
@@ -282,7 +283,8 @@ class Trainer:
             journal.proceed()
         while self.step < total and not interrupts.exit_code:
             stretch = self._stretch(total)
-            self._run(tuple([self._iterate.pattern(self.step + later) for later in range(stretch)]))
+            with self._draws.ready(stretch):
+                self._run(tuple([self._iterate.pattern(self.step + later) for later in range(stretch)]))
             self.step += stretch
             self.images += stretch * config.n_critic * config.batch_size
             elapsed = time.perf_counter() - started
@@ -290,7 +292,7 @@ class Trainer:
             bar.update(stretch)
             whole = self.step % config.log_every == 0
             if whole or self.step == total:
-                journal.begin(bar, self._row(), rate=(self.images - images) / max(elapsed, 1e-9), whole=whole)
+                journal.begin(bar, self._row(whole), rate=(self.images - images) / max(elapsed, 1e-9), whole=whole)
             saves = self.step % config.checkpoint_every == 0
             draws = self.out is not None and self.step % config.sample_every == 0
             journal.finish(bar, waits=draws or saves)
@@ -302,10 +304,12 @@ class Trainer:
                 self._good = copied(self._content())
         journal.finish(bar)
 
-    def _row(self) -> Row:
+    def _row(self, whole: bool) -> Row:
         """What the host knows of this step."""
         peak = torch.cuda.max_memory_allocated(self.device) // 2**20 if self.device.type == "cuda" else None
-        return {"step": self.step, "images": self.images, "seconds": round(self.seconds, 3), "memory": peak}
+        stalled = round(feeder.stalled(keeps=not whole), 3) if (feeder := self._draws.feeder) else None
+        row: Row = {"step": self.step, "images": self.images, "seconds": round(self.seconds, 3), "memory": peak}
+        return row | {"stalled": stalled}
 
     def _stretch(self, total: int) -> int:
         """How many iterations to run before the host has anything to do: as many as a graph holds, else one."""
@@ -315,7 +319,7 @@ class Trainer:
         return config.unroll if config.unroll <= left else 1
 
     def _runner(self) -> Replays | Eagerly:
-        """What runs iterations: graphs on a GPU, unless the data lie elsewhere; the step itself on a CPU."""
+        """What runs iterations: graphs on a GPU; the step itself on a CPU."""
         runner = runner_for(self.device) if self.config.graph and isinstance(self._draws, ClockDraws) else None
         if runner is None:
             return Eagerly(self._iterate)
