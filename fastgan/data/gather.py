@@ -81,6 +81,4 @@ def _from_file(file: File, handle: int, size: int) -> Gather:
 
 
 def _unreadable(file: File, why: str) -> UserError:
-    return UserError(
-        f"the data in {file.path} cannot be read: {why[:1].lower()}{why[1:]}; put the file back, or pack it anew"
-    )
+    return UserError(f"the data in {file.path} cannot be read ({why}): mend that, then resume the run")

@@ -19,7 +19,7 @@ from fastgan.data import Dataset, normalise
 from fastgan.presets import Config
 from fastgan.train.capture import runner_for
 from fastgan.train.dials import Dials
-from fastgan.train.feed import Feeder
+from fastgan.train.feed import Feeder, Rows
 from fastgan.train.sampler import Latents, RealBatches
 
 LATENTS, NOISE = 1, 3  # added to the run's seed; 2 is for the pictures' fixed latents
@@ -49,9 +49,8 @@ class HostDraws:
 
     def __init__(self, data: Dataset, config: Config, dials: Dials, device: torch.device) -> None:
         self.batches = RealBatches(data, config.batch_size, config.seed)
-        self.feeder: Feeder | None = None
-        if fed(data, config):
-            self.feeder = Feeder(data, device, self.batches.rows, config.batch_size, readers=config.readers)
+        self._n_critic = config.n_critic
+        self.feeder = feeder_of(data, config, self.batches.rows, device)
         self.latents = Latents(config.latent, config.z_dim, device, config.seed + LATENTS)
         self._size, self._flip = config.batch_size, config.flip
         self._sigma = dials["noise"] if config.noise or "noise" in dials.names else None
@@ -67,18 +66,17 @@ class HostDraws:
 
     def _fed(self, feeder: Feeder) -> Tensor:
         """The next batch, of those that were read ahead."""
-        with feeder.lent(1) as number:
-            samples = feeder.batch(number)
-            self.batches.drawn += 1
-            return normalise(samples) if samples.dtype == torch.uint8 else samples.clone()
+        samples = feeder.batch(self.batches.drawn)
+        self.batches.drawn += 1
+        return normalise(samples) if samples.dtype == torch.uint8 else samples
 
     def running(self) -> AbstractContextManager[None]:
-        """The readers begin where the batches have come to."""
+        """Context of all iterations: readers begin where the batches have come to."""
         return nullcontext() if self.feeder is None else self.feeder.running(self.batches.drawn)
 
     def ready(self, iterations: int) -> AbstractContextManager[object]:
-        """Each batch is waited for when it is drawn."""
-        return nullcontext()
+        """Context of the next iterations, whose batches are waited for before they begin."""
+        return nullcontext() if self.feeder is None else self.feeder.lent(iterations * self._n_critic)
 
     def z(self, at: int) -> Tensor:
         """The next latents."""
@@ -115,11 +113,7 @@ class ClockDraws:
         if isinstance(noise, Tensor) or noise:
             self._sigma = torch.as_tensor(noise, dtype=torch.float32, device=data.device)
         self._per_step = config.n_critic + 1  # of latents and of noise: G's own may be one more
-        self.feeder: Feeder | None = None
-        if fed(data, config):
-            at_once = config.unroll * config.n_critic
-            size, readers = config.batch_size, config.readers
-            self.feeder = Feeder(data, data.device, self.rows, size, at_once=at_once, readers=readers)
+        self.feeder = feeder_of(data, config, self.rows, data.device)
 
     def rows(self, number: int) -> Tensor:
         """Which samples batch ``number`` of the run has: on the host those that the device would choose."""
@@ -127,11 +121,11 @@ class ClockDraws:
         return ops.chosen(count, n=len(self.data), batch_size=config.batch_size, seed=config.seed, site=(1, 0))
 
     def running(self) -> AbstractContextManager[None]:
-        """The readers begin where the clock has come to."""
+        """Context of all iterations: readers begin where the clock has come to."""
         return nullcontext() if self.feeder is None else self.feeder.running(int(self._clock) * self._config.n_critic)
 
     def ready(self, iterations: int) -> AbstractContextManager[object]:
-        """The iterations' batches lie in the ring."""
+        """Context of the next iterations, whose batches then lie in the ring."""
         return nullcontext() if self.feeder is None else self.feeder.lent(iterations * self._config.n_critic)
 
     def real(self, at: int) -> Tensor:
@@ -184,10 +178,13 @@ class ClockDraws:
         """The clock says it all."""
 
 
-def fed(data: Dataset, config: Config) -> bool:
-    """Whether batches are read ahead of the steps: from a disk, or because the data do not lie on the device."""
+def feeder_of(data: Dataset, config: Config, rows: Rows, device: torch.device) -> Feeder | None:
+    """What reads batches ahead, from a disk or because the data do not lie on the device; None where they do."""
     there = not data.resident or data.file is not None or config.resident == "never"
-    return there and data.images.device.type == "cpu"
+    if not there or data.images.device.type != "cpu":
+        return None
+    at_once = config.unroll * config.n_critic
+    return Feeder(data, device, rows, config.batch_size, at_once=at_once, readers=config.readers)
 
 
 def draws(data: Dataset, config: Config, dials: Dials, device: torch.device, bf16: bool) -> HostDraws | ClockDraws:

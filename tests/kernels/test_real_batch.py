@@ -135,6 +135,21 @@ def test_as_the_reference(device: str, data: st.DataObject) -> None:
 
 
 @on_devices
+def test_a_ring_of_batches_is_read_in_its_order(device: str) -> None:
+    images, sigma = samples((40, 3, 5, 6), torch.uint8, device), torch.tensor(SIGMA, device=device)
+    labels, ring = torch.arange(40, device=device), torch.zeros(3 * 8, 3, 5, 6, dtype=torch.uint8, device=device)
+    marks, how = labels.new_zeros(3 * 8), {"seed": 2, "site": (2, 1), "flip": True, "noise": sigma}
+    for ticks in (0, 1, 3, 2**40):
+        clock, at = torch.tensor(ticks, device=device), (2 * ticks + 1) % 3 * 8
+        index = chosen(clock, n=40, batch_size=8, seed=2, site=(2, 1))
+        ring[at : at + 8], marks[at : at + 8] = images[index], index
+        drawn, wanted = (room((8, 3, 5, 6), torch.float32, device, True) for _ in range(2))
+        assert torch.equal(kernels.real_batch(ring, clock, drawn, labels=marks, in_order=True, **how), index)
+        kernels.real_batch(images, clock, wanted, labels=labels, **how)
+        assert torch.equal(drawn, wanted)
+
+
+@on_devices
 @pytest.mark.parametrize("last, noisy", [(True, True), (True, False), (False, True), (False, False)])
 def test_samples_of_several_tiles(device: str, last: bool, noisy: bool) -> None:
     images, clock = samples((7, 3, 33, 31), torch.uint8, device), torch.tensor(4, device=device)

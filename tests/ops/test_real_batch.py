@@ -83,6 +83,23 @@ def test_a_batch_is_the_samples_that_are_chosen() -> None:
     assert torch.equal(batch(images, clock(3), site=(2, 1)), batch(images, clock(7)))
 
 
+@pytest.mark.parametrize("site", [(1, 0), (2, 1)])
+def test_a_ring_of_batches_is_what_the_data_would_have_given(site: tuple[int, int]) -> None:
+    """Batches that were gathered by their numbers, each at its number's place; captured or not."""
+    images, labels, places = pixels(50, 3, 4, 5), torch.arange(50), 4
+    ring, marks = torch.zeros(places * 6, 3, 4, 5, dtype=torch.uint8), torch.zeros(places * 6, dtype=torch.int64)
+    how = {"site": site, "flip": True, "noise": torch.tensor(0.2)}
+    for ticks in (0, 1, 2, 3, 4, 17, 2**33):
+        count = ticks * site[0] + site[1]
+        index, at = chosen(clock(count), n=50, batch_size=6, seed=3, site=SITE), count % places * 6
+        ring[at : at + 6], marks[at : at + 6] = images[index], labels[index]
+        want, theirs = batch(images, clock(ticks), labels=labels, **how)
+        with NothingOfTheHost():
+            captured, _ = batch(ring, clock(ticks), labels=marks, in_order=True, **how)
+        drawn, its = batch(ring, clock(ticks), labels=marks, in_order=True, **how)
+        assert torch.equal(drawn, want) and torch.equal(its, theirs) and torch.equal(captured, want)
+
+
 def test_half_of_the_images_are_mirrored() -> None:
     images = pixels(400, 2, 3, 5)
     turned = []
