@@ -48,7 +48,8 @@ class Feeder:
         rows: which samples a batch has, by its number: ``size`` of them.
         size: samples of a batch.
         at_once: batches that are needed at the same time, at most.
-        readers: threads; 0: half as many as there are processors, 2 to 8.
+        readers: threads; 0: 8 from a disk, for which they wait, and from memory half as many as there are processors,
+            2 to 8.
 
     Raises:
         UserError: for a batch larger than the data set.
@@ -60,7 +61,7 @@ class Feeder:
         if size > len(data):
             raise UserError(f"batch_size {size} is larger than the data set ({len(data)} samples): set a smaller one")
         self.data, self.device, self.size = data, device, size
-        self.rows, self.readers = rows, readers or min(MOST_READERS, max(2, _processors() // 2))
+        self.rows, self.readers = rows, readers or (MOST_READERS if data.file else _few())
         self.places = max(LEAST_PLACES, 2 * at_once)
         self.ring = torch.empty((self.places * size, *data.sample_shape), dtype=data.images.dtype, device=device)
         self._session: _Session | None = None
@@ -278,5 +279,6 @@ def _has_come(event: Any) -> bool:
     return event is None or event.query()
 
 
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _few() -> int:
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(MOST_READERS, max(2, processors // 2))
