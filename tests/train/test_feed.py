@@ -19,11 +19,9 @@ from fastgan.errors import UserError
 from fastgan.train import checkpoint, feed
 from fastgan.train.capture import strict
 from fastgan.train.draws import ClockDraws, HostDraws
-from fastgan.train.feed import Feeder
 from fastgan.train.metrics import COLUMNS
 from fastgan.train.replays import Eagerly, Replays
 
-CPU = torch.device("cpu")
 DICE = random.Random(0)  # not the global one, which no captured step may move
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 SHAPE = (1, 6, 6)
@@ -164,45 +162,6 @@ def test_a_run_that_is_rolled_back_reads_again_what_it_has_read(captured):
     assert [run.slowed for run in runs] == [0.5, 0.5] and same(*runs) and not readers()
 
 
-class Sent:
-    """Samples that say which they are: sample i holds i."""
-
-    def __init__(self, n=1000, size=5, **more):
-        self.numbers = torch.arange(n, dtype=torch.float32).repeat_interleave(3).view(n, 3).contiguous()
-        self.feeder = Feeder(Dataset("numbers", self.numbers), CPU, self.rows, size, **more)
-        self.size = size
-
-    def rows(self, number):
-        return (torch.arange(self.size) * 7 + number * self.size) % len(self.numbers)
-
-    def right(self, number):
-        return torch.equal(self.feeder.batch(number), self.numbers[self.rows(number)])
-
-
-@pytest.mark.parametrize("count", [1, 2, 3, 7])
-@pytest.mark.parametrize("threads", [1, 2, 5, 20])
-def test_every_batch_is_there_whole_at_its_time_and_for_as_long_as_it_is_lent(threads, count, monkeypatch):
-    sent = Sent(at_once=count, readers=threads)
-    with slow(monkeypatch, lambda: DICE.random() * 0.001), sent.feeder.running(11):
-        for turn in range(40):
-            with sent.feeder.lent(count) as first:
-                assert first == 11 + turn * count
-                if turn % 10 == 3:
-                    time.sleep(0.005)  # the readers run as far ahead as they may
-                assert all(sent.right(number) for number in range(first, first + count))
-    assert not readers()
-
-
-def test_readers_do_not_run_ahead_without_end():
-    taken, sent = [], Sent(readers=3)
-    rows = sent.feeder.rows
-    sent.feeder.rows = lambda number: taken.append(number) or rows(number)
-    with sent.feeder.running(0):
-        time.sleep(0.2)
-        assert max(taken) < sent.feeder.places + 3
-    assert sorted(taken) == list(range(len(taken)))
-
-
 def test_batches_larger_than_the_data_are_refused():
     with pytest.raises(UserError, match="batch_size 46 is larger than the data set"), strict():
         trainer(batch_size=46)
@@ -260,15 +219,6 @@ def test_nothing_is_left_behind_by_an_exception_either(error, monkeypatch):
     assert run.step == 9 and not readers()
 
 
-def test_what_a_reader_cannot_do_is_not_hidden(monkeypatch):
-    """A fault of ours is no mistake of the user's: it comes with its traceback."""
-    sent = Sent(readers=2)
-    sent.feeder.rows = lambda number: [][number]
-    with pytest.raises(IndexError), sent.feeder.running(0), sent.feeder.lent(1):
-        pass
-    assert not readers()
-
-
 def test_time_that_steps_wait_is_told(monkeypatch, tmp_path, capsys):
     with slow(monkeypatch, lambda: 0.02):
         run = trainer(readers=1, log_every=3, out=tmp_path).fit(14)
@@ -282,21 +232,7 @@ def test_time_that_steps_wait_is_told(monkeypatch, tmp_path, capsys):
         run.fit(15)  # the row that was not whole is written anew, with all that it has waited
     assert [row["step"] for row in run.history] == [3, 6, 9, 12, 15]
     assert sum(row["stalled"] for row in run.history) > before + 2 * 0.015
-    assert "of the time for data" not in capsys.readouterr().err
-
-
-def test_steps_that_are_slower_than_the_readers_do_not_wait(monkeypatch, capsys):
-    """Even where a batch now and then takes far longer than a step."""
-    sent = Sent(readers=2)
-    delays = iter([0.05 if number % 10 == 9 else 0.001 for number in range(1000)])
-    with slow(monkeypatch, lambda: next(delays)), sent.feeder.running(0):
-        for turn in range(40):
-            with sent.feeder.lent(1):
-                time.sleep(0.02)
-            if not turn:
-                sent.feeder.stalled()  # the first batch is waited for
-        assert sent.feeder.stalled() < 0.1
-    trainer().fit(5)
+    trainer(readers=1).fit(4)
     assert "of the time for data" not in capsys.readouterr().err
 
 
@@ -313,38 +249,3 @@ def test_waiting_is_counted_where_the_gpu_has_nothing_to_do(monkeypatch):
         run.fit(25, progress=False)
     assert all(0.05 < row["stalled"] < 0.2 for row in run.history[2:])
     assert not readers()
-
-
-@pytest.mark.gpu
-def test_a_busy_gpu_is_not_said_to_wait():
-    """Where each step takes long, the host waits for room in the ring, and that is no stall."""
-    size, place = 64, torch.device("cuda")
-    data = Dataset("numbers", torch.rand(1000, 300_000))
-    feeder = Feeder(data, place, lambda number: torch.arange(size) + number % 900, size, readers=4)
-    with feeder.running(0):
-        for turn in range(30):
-            with feeder.lent(1) as number:
-                assert number == turn
-                torch.cuda._sleep(100_000_000)  # some 50 ms
-                got = feeder.batch(number)[:, 0].clone()
-            if turn == 5:
-                feeder.stalled()
-            wanted = data.images[torch.arange(size) + number % 900, 0]
-            assert torch.equal(got.cpu(), wanted) if turn % 7 == 0 else True
-        assert feeder.stalled() < 0.1
-
-
-@pytest.mark.gpu
-def test_batches_of_a_gpu_are_not_overwritten_before_they_are_used():
-    """The device lags far behind the host, which does not wait for it."""
-    size, place = 16, torch.device("cuda")
-    data = Dataset("numbers", torch.rand(1000, 1000))
-    feeder = Feeder(data, place, lambda number: (torch.arange(size) * 3 + number) % 1000, size, readers=4)
-    kept = torch.empty(60, size, 1000, device=place)
-    with feeder.running(0):
-        for _ in range(60):
-            with feeder.lent(1) as number:
-                torch.cuda._sleep(5_000_000)
-                kept[number].copy_(feeder.batch(number))
-    for number in range(60):
-        assert torch.equal(kept[number].cpu(), data.images[(torch.arange(size) * 3 + number) % 1000])
