@@ -141,7 +141,11 @@ def test_a_resumed_run_reads_on_where_it_was(captured, tmp_path):
         for after in ("never", "auto"):
             rest = trainer(n_critic=2, resident=after, readers=1, out=tmp_path)
             rest.resume(checkpoint.load(tmp_path / "checkpoints/step-00000004"))
+            if feeder := rest._draws.feeder:
+                rows, read = feeder.rows, []
+                feeder.rows = lambda number, rows=rows, read=read: read.append(number) or rows(number)
             assert same(rest.fit(7, progress=False), whole)
+    assert read[0] == 4 * 2
 
 
 @pytest.mark.parametrize("captured", [False, True])
