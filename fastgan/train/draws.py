@@ -132,7 +132,7 @@ class ClockDraws:
         """Batch ``at`` of this iteration: one launch."""
         config = self._config
         samples = ops.real_batch(
-            self.data.images if self.feeder is None else self.feeder.ring,
+            self.data.images if self.feeder is None else self.feeder.lying(),
             self._clock,
             batch_size=config.batch_size,
             seed=config.seed,

@@ -95,8 +95,18 @@ class Feeder:
         yield session.await_(count)
         session.release(count)
 
+    def lying(self) -> Tensor:
+        """The ring, in which steps find the batches that are lent: each at the place of its number."""
+        assert self._session is not None, "steps are fed while the feeder is running"
+        return self.ring
+
     def batch(self, number: int) -> Tensor:
         """A batch that is lent, as it lies."""
+        self.lying()
+        return self.place(number)
+
+    def place(self, number: int) -> Tensor:
+        """The place of a batch in the ring."""
         place = number % self.places
         return self.ring[place * self.size : (place + 1) * self.size]
 
@@ -191,7 +201,7 @@ class _Session:
                 while True:
                     number, rows = self._take()
                     self._gather(rows, lane.staging)
-                    lane.send(self._feeder.batch(number), after=self._freed(number))
+                    lane.send(self._feeder.place(number), after=self._freed(number))
                     with self._changed:
                         self._there.add(number)
                         self._changed.notify_all()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 import fastgan.data.dataset as module
-from fastgan.data import Dataset, load, normalise
+from fastgan.data import Dataset, File, load, normalise
 from fastgan.errors import UserError
 
 
@@ -96,6 +97,22 @@ def test_fits_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
         moved = data.to("cuda:0")
     assert moved.images == "moved" and card.moves == [torch.device("cuda:0")]
     assert moved.placed is None
+
+
+def test_what_is_to_stay_on_the_host_stays_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = Dataset("small", pixels(1000, 1, 10, 10), file=File(Path("there")))
+    card = Card(monkeypatch, free=10**9)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        kept = data.to("cuda:0", resident=False)
+    assert kept.images is data.images and not card.moves and not kept.resident and kept.file == data.file
+    assert data.to("cuda:0").file is None  # what lies on the device is no file
+    Card(monkeypatch, free=10)
+    with pytest.warns(UserWarning, match="stays on the disk, and training prefetches"):
+        data.to("cuda:0")
+    monkeypatch.undo()
+    assert kept.to("cpu").file == data.file and kept.to("cpu").resident
+    assert Dataset("grey", pixels(3, 1, 28, 28), file=File(Path("there"))).fit(image_size=32).file is None
 
 
 @pytest.mark.gpu

@@ -18,7 +18,7 @@ from fastgan.train import checkpoint, pictures
 from fastgan.train.best import Best
 from fastgan.train.capture import strict
 from fastgan.train.lock import NAME, held
-from fastgan.train.metrics import COLUMNS, FIRST, MetricsFile
+from fastgan.train.metrics import COLUMNS, FIRST, SECOND, MetricsFile
 
 POINTS = torch.randn(200, 2, generator=torch.Generator().manual_seed(0)).clamp(-3, 3) / 3
 
@@ -107,10 +107,11 @@ def test_rows_of_another_frequency_are_kept(tmp_path):
     assert [row["step"] for row in resumed(tmp_path, log_every=5).fit(11, progress=False).history] == [4, 8, 10, 11]
 
 
-def test_metrics_of_an_older_version_are_read_and_gone_on_with(tmp_path):
+@pytest.mark.parametrize("columns", [FIRST, SECOND])
+def test_metrics_of_an_older_version_are_read_and_gone_on_with(columns, tmp_path):
     trainer(out=tmp_path).fit(8, progress=False)
     file = tmp_path / "metrics.csv"
-    lines = [line.split(",")[: len(FIRST)] for line in file.read_text().splitlines()]
+    lines = [line.split(",")[: len(columns)] for line in file.read_text().splitlines()]
     file.write_text("".join(",".join(cells) + "\n" for cells in lines))
     rest = resumed(tmp_path)
     assert [row["step"] for row in rest.history] == [4, 8] and rest.history[0]["loss_d"] > 0
