@@ -18,6 +18,8 @@ FREE = {
     "threads": 7,
     "graph": False,
     "unroll": 7,
+    "resident": "never",
+    "readers": 7,
     "keep_best": "diversity",
     "tensorboard": True,
     "on_nan": "skip",
