@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 import threading
 import time
 from contextlib import contextmanager
@@ -87,6 +88,27 @@ def test_what_a_reader_cannot_do_is_not_hidden():
     sent.feeder.rows = lambda number: [][number]
     with pytest.raises(IndexError), sent.feeder.running(0), sent.feeder.lent(1):
         pass
+    assert not readers()
+
+
+def test_a_read_that_hangs_can_be_interrupted_and_reaches_no_later_run(monkeypatch):
+    """Its reader is waited for, but not for ever; when the disk comes back, it ends and leaves the ring alone."""
+    sent, hangs = Sent(readers=1), threading.Event()
+    rows = sent.feeder.rows
+    sent.feeder.rows = lambda number: hangs.wait() and rows(number + 500)
+    monkeypatch.setattr(feed, "PATIENCE", 0.05)
+    threading.Timer(0.2, lambda: signal.raise_signal(signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt), sent.feeder.running(0), sent.feeder.lent(1):
+        pass
+    (stuck,) = readers()
+    sent.feeder.rows = rows
+    with sent.feeder.running(0):
+        with sent.feeder.lent(1):
+            hangs.set()
+            stuck.join()
+        for number in range(1, 20):
+            with sent.feeder.lent(1):
+                assert sent.right(number)
     assert not readers()
 
 
