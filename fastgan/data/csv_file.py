@@ -57,9 +57,7 @@ def read(stream: IO[bytes], path: str) -> tuple[Table, Points]:
         needed, free = n * table.width * 4, available_memory()
         if free is not None and needed > free:
             sizes = f"{needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB of memory are free"
-            raise UserError(
-                f"{path}: {n:,} rows as {table.width:,} numbers each take {sizes}: use fewer rows or columns"
-            )
+            raise UserError(f"{path}: {n:,} rows of {table.width:,} numbers take {sizes}: use fewer rows or columns")
         points = np.empty((n, table.width), np.float32)
         random, at = np.random.default_rng(0), 0
         rows = (row for _, row in islice(_records(text, delimiter, path), 1, None))

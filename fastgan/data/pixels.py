@@ -69,6 +69,8 @@ def decode(file: IO[bytes], image_size: int | None = None) -> Pixels:
             if image_size is not None:
                 image.draft(image.mode, (2 * image_size, 2 * image_size))  # of a JPEG, only the detail that is needed
             image.load()
+            if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
+                raise PictureError("its pixels are numbers without a known range: save it with 8 or 16 bits")
             upright = ImageOps.exif_transpose(image)
             return np.ascontiguousarray(_resized(_eight_bits(upright), image_size))
     except PictureError:
@@ -85,8 +87,6 @@ def _eight_bits(image: Image) -> Image:
 
     if image.mode in _DEEP:
         return Images.fromarray(_of_sixteen(image))
-    if image.mode == "F":
-        raise PictureError("its pixels are floats without a known range: save it with 8 or 16 bits")
     grey = image.mode in _GREY
     if image.mode in _TRANSPARENT or "transparency" in image.info:
         with_alpha = image.convert("RGBA")
@@ -97,8 +97,6 @@ def _eight_bits(image: Image) -> Image:
 
 def _of_sixteen(image: Image) -> Pixels:
     values = np.asarray(image).astype(np.int64)
-    if image.mode == "I" and image.format not in (None, "PNG", "PPM"):
-        raise PictureError("its pixels are 32-bit numbers without a known range: save it with 8 or 16 bits")
     return ((values.clip(0, 65535) * 255 + 32767) // 65535).astype(np.uint8)
 
 

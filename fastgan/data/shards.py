@@ -55,8 +55,11 @@ def expanded(pattern: str) -> list[str]:
         if braces is None:
             done.append(text)
             continue
+        before = text[: braces.start()]
+        if before.count("{") > before.count("}"):
+            raise UserError(f"{pattern}: braces within braces are not read: write one after the other")
         words = _words(braces[1], pattern)
-        waiting += [text[: braces.start()] + word + text[braces.end() :] for word in reversed(words)]
+        waiting += [before + word + text[braces.end() :] for word in reversed(words)]
         if len(waiting) + len(done) > MOST_SHARDS:
             raise UserError(f"{pattern} stands for more than {MOST_SHARDS:,} shards: name fewer")
     return done
@@ -172,9 +175,8 @@ def _listed(shards: list[str]) -> Listing:
                 items.append(Item(f"{base}: {name}", shard, sample.label, start, size))
     if not items:
         why = f"; {skipped[0].name!r}: {skipped[0].why}" if skipped else ""
-        raise UserError(
-            f"no pictures (KEY.jpg, KEY.png, ...) are in {shards[0]}{' and the others' * (len(shards) > 1)}{why}"
-        )
+        others = " and the others" if len(shards) > 1 else ""
+        raise UserError(f"no pictures (KEY.jpg, KEY.png, ...) are in {shards[0]}{others}{why}: check the path")
     return items, skipped
 
 

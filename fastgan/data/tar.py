@@ -14,6 +14,7 @@ BLOCK = 512
 LONGEST_NAME = 1 << 16  # bytes of a header that holds a name
 _REGULAR = (b"0", b"\0", b"7")
 _WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, folders, pipes
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 _LONG_NAME, _PAX, _SPARSE = b"L", b"x", b"S"
 
 
@@ -36,6 +37,8 @@ def members(file: IO[bytes]) -> Iterator[Member]:
     while at < end:
         file.seek(at)
         header = file.read(BLOCK)
+        if at == 0 and header.startswith(_COMPRESSED):
+            raise TarError("a compressed archive: unpack it to a plain .tar")
         if not any(header):
             return
         kind, length = _checked(header, at), _number(header[124:136], at)
