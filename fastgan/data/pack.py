@@ -162,14 +162,14 @@ def _opened(pack: Path, name: str, aloud: bool = True) -> Dataset | None:
         _say(f"{name}: {content['skipped']:,} skipped: {_listed(skipped, content['skipped'])}")
     return Dataset(
         name=name,
-        images=_shared(images),
+        images=shared(images),
         labels=None if labels is None else torch.from_numpy(labels),
         classes=classes,
         source=f"packed into {pack}",
     )
 
 
-def _shared(images: Any) -> torch.Tensor:
+def shared(images: Any) -> torch.Tensor:
     """The map as a tensor; nothing here writes to a data set, and the system would not let it."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
