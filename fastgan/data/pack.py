@@ -192,7 +192,7 @@ def _listed(skipped: Sequence[Skipped], count: int | None = None) -> str:
 
 
 def _say(text: str) -> None:
-    warnings.warn(text, stacklevel=4)
+    warnings.warn(text, stacklevel=2)
 
 
 def _write(path: Path, content: bytes) -> None:
