@@ -25,8 +25,7 @@ from fastgan.benchmarks.setting import Setting
 from fastgan.benchmarks.suites import Suite, Task
 from fastgan.data import Dataset
 from fastgan.data.pack import shared
-from fastgan.data.packing import Item, decoded, workers
-from fastgan.data.pixels import PictureError, Pixels
+from fastgan.data.packing import Item, Picture, decoded, workers
 from fastgan.errors import UserError, require
 
 SIDES = (256, 1024)  # of the images that are decoded
@@ -91,7 +90,7 @@ def measure_decoding(setting: Setting, plan: Plan, kind: str, side: int) -> Iter
     with tempfile.TemporaryDirectory(prefix="fastgan-data-") as home:
         items = write_images(Path(home), kind, side, plan.files, setting.seed)
 
-        def decode(threads: int) -> list[Pixels | PictureError]:
+        def decode(threads: int) -> list[Picture]:
             return list(decoded(items, image_size, threads))
 
         first = decode(plan.threads[0])
@@ -104,7 +103,7 @@ def measure_decoding(setting: Setting, plan: Plan, kind: str, side: int) -> Iter
         yield from timed(setting, f"decode {kind}", shape, contenders, checks, plan.files)
 
 
-def same(pictures: Sequence[Pixels | PictureError], others: Sequence[Pixels | PictureError]) -> bool:
+def same(pictures: Sequence[Picture], others: Sequence[Picture]) -> bool:
     """Whether both are the same pixels, all of them decoded."""
     return len(pictures) == len(others) and all(
         isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and np.array_equal(a, b)

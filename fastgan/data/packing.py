@@ -7,8 +7,9 @@ import os
 import shutil
 import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -23,6 +24,9 @@ _HEADER = 128  # bytes of a .npy header of version 1, padded: the shape is known
 _DELAY = 0.5  # seconds before a progress bar is worth showing
 
 
+Picture = Pixels | PictureError  # what a file gives, or why it gives none
+
+
 class Item(NamedTuple):
     """A picture in a file, or in a part of one; ``label`` is the name or number of its class."""
 
@@ -32,7 +36,7 @@ class Item(NamedTuple):
     start: int = 0
     size: int | None = None
 
-    def read(self, image_size: int | None) -> Pixels | PictureError:
+    def read(self, image_size: int | None) -> Picture:
         """Decode it; what is wrong with it comes back, so that a pool of threads need not stop."""
         try:
             with open(self.file, "rb") as file:
@@ -71,9 +75,9 @@ def workers() -> int:
     return min(32, usable)
 
 
-def decoded(items: Sequence[Item], image_size: int | None, threads: int) -> Iterator[Pixels | PictureError]:
+def decoded(items: Sequence[Item], image_size: int | None, threads: int) -> Generator[Picture, None, None]:
     """Decode ``items`` in their order, ``threads`` at a time: Pillow's decoders leave the interpreter to others."""
-    queue: deque[Future[Pixels | PictureError]] = deque()
+    queue: deque[Future[Picture]] = deque()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="fastgan-decode")
     try:
         for item in items:
@@ -92,22 +96,21 @@ def pack_into(path: Path, items: Sequence[Item], name: str, image_size: int | No
     C is 1 where every picture is grey, else 3. Nothing is kept in memory.
 
     Raises:
-        UserError: Pictures of several sizes, or that are not square, and no ``image_size``; no room for them; not one
-            that can be read.
+        UserError: Pictures of several sizes, or that are not square, and no ``image_size``; no room for them.
     """
     tqdm = require("tqdm.auto", why="the progress bar of packing").tqdm
     done = Packed()
+    how = {"total": len(items), "desc": f"packing {name}", "unit": "image", "delay": _DELAY, "leave": False}
     with path.open("wb+") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what Pillow thinks of damaged files is said once, at the end
         writer = _Writer(file, len(items), name, image_size)
-        pictures = decoded(items, image_size, workers())
-        bar = tqdm(pictures, total=len(items), desc=f"packing {name}", unit="image", delay=_DELAY, leave=False)
-        for at, picture in enumerate(bar):
-            if isinstance(picture, PictureError):
-                done.skipped.append(Skipped(items[at].name, str(picture)))
-            else:
-                writer.add(picture, items[at].name)
-                done.kept.append(at)
+        with closing(decoded(items, image_size, workers())) as pictures, tqdm(pictures, **how) as bar:
+            for at, picture in enumerate(bar):
+                if isinstance(picture, PictureError):
+                    done.skipped.append(Skipped(items[at].name, str(picture)))
+                else:
+                    writer.add(picture, items[at].name)
+                    done.kept.append(at)
         if done.kept:
             done.shape = writer.finish(len(done.kept))
     return done

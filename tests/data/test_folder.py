@@ -235,6 +235,15 @@ def test_a_failure_leaves_nothing_behind(bare: Path, pictures: Path, monkeypatch
     assert [path for path in (bare / "cache").rglob("*") if path.is_file()] == []
 
 
+def test_what_a_killed_start_left_is_cleared(pictures: Path, packs: Callable[[], list[Path]]) -> None:
+    put(pictures / "a.png")
+    quietly(f"folder:{pictures}")
+    (left := packs()[0].parent / ".writing-0").mkdir()
+    (left / "images.npy").write_bytes(b"half")
+    quietly(f"folder:{pictures}", image_size=4)  # nothing has changed, and nothing is said
+    assert not left.exists() and len(packs()) == 2
+
+
 @pytest.mark.parametrize("damage", ["images.npy", "pack.json", "labels.npy"])
 def test_a_damaged_pack_is_made_anew(pictures: Path, packs: Callable[[], list[Path]], damage: str) -> None:
     put(pictures / "x" / "a.png"), put(pictures / "y" / "b.png")
