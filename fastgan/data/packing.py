@@ -23,7 +23,6 @@ AHEAD = 4  # pictures that each thread may be ahead of the writer
 _HEADER = 128  # bytes of a .npy header of version 1, padded: the shape is known at the end
 _DELAY = 0.5  # seconds before a progress bar is worth showing
 
-
 Picture = Pixels | PictureError  # what a file gives, or why it gives none
 
 
