@@ -46,8 +46,11 @@ def as_objective(given: Any) -> Objective:
         return Objective(given.name, given, given.generator, OBJECTIVES[given.name].needs_real)
     if isinstance(given, Sequence) and len(given) == 2 and all(map(callable, given)):
         of_d, of_g = given
+        _check_takes(of_d, 2)
+        _check_takes(of_g, 2 if _takes_both(of_g) else 1)
         return Objective("own", of_d, of_g, needs_real=_takes_both(of_g))
     if callable(given):
+        _check_takes(given, 2)
         losses: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = _checked(given)
         return Objective(
             "own",
@@ -151,6 +154,17 @@ def build_players(
         optimizers.get("generator") or build.adam(generator, "generator", config, dials),
         optimizers.get("discriminator") or build.adam(discriminator, "discriminator", config, dials),
     )
+
+
+def _check_takes(function: Callable[..., Any], batches: int) -> None:
+    """Raise UserError for a function that cannot be called with so many batches of logits."""
+    try:
+        inspect.signature(function).bind(*[None] * batches)
+    except TypeError as error:
+        name = getattr(function, "__name__", type(function).__name__)
+        raise UserError(f"{HOW}; {name} cannot be called so: {error}") from error
+    except ValueError:  # of something built in, which does not say what it takes
+        return
 
 
 def _takes_both(function: Callable[..., Any]) -> bool:

@@ -113,7 +113,7 @@ class Trainer:
             updates=config.updates,
             n_critic=config.n_critic,
             bf16=bf16,
-            penalty=weighted(config.penalty, dials["penalty_weight"]),
+            penalty=weighted(config.penalty, dials["penalty_weight"], self.device),
             fixed_gradients=runner_for(where) is not None,
             watch=Watch(
                 config.log_every,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastgan.data import Dataset, File
+from fastgan.data import Dataset, File, load
 from fastgan.data.gather import gathering
 from fastgan.errors import UserError
 
@@ -57,6 +57,17 @@ def test_a_file_is_asked_for_what_is_needed_alone(tmp_path: Path, monkeypatch: p
     assert np.array_equal(gathered(data, torch.tensor([9, 2])), pixels()[[9, 2]])
     begin, size = data.file.offset, int(np.prod(SHAPE))
     assert asked == [begin + 2 * size, begin + 2 * size + 60, begin + 9 * size, begin + 9 * size + 60]
+
+
+def test_packed_pictures_are_read_from_their_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = pytest.importorskip("PIL.Image")
+    monkeypatch.setenv("FASTGAN_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "pictures").mkdir()
+    for at, picture in enumerate(pixels(12)[:, 0]):
+        image.fromarray(picture).resize((8, 8)).save(tmp_path / f"pictures/{at}.png")
+    data = load(f"folder:{tmp_path / 'pictures'}", image_size=8)
+    assert data.file is not None and data.file.path.is_relative_to(tmp_path / "cache")
+    assert np.array_equal(gathered(data, torch.tensor([9, 2])), data.images[[9, 2]].numpy())
 
 
 def test_where_a_system_cannot_read_so_the_map_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
