@@ -181,13 +181,8 @@ class Bench:
         """gx but for its lift and tilt, these two, the gradients of gamma and beta, of weights and bias."""
         x, weight, _, y, gy = self.tensors(form)
         if dtype == torch.float64:
-            x, y, gy, norm, correction = (
-                x.double(),
-                y.double(),
-                gy.double(),
-                wide(norm),
-                correction and wide(correction),
-            )
+            x, y, gy = (tensor.double() for tensor in (x, y, gy))
+            norm, correction = wide(norm), correction and wide(correction)
         g, u = incoming(gy, y, correction).to(dtype), operand(x, norm).to(dtype).requires_grad_()
         out = self.convolved(u, w := weight.to(dtype).requires_grad_(), form.geometry, form.transposed)
         gu, gw = torch.autograd.grad(out, (u, w), g)
