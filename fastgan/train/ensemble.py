@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -75,7 +76,7 @@ class Ensemble:
         first = self.members[0]
         self.config, self.device, self.data = self.plan.config, first.device, first.data
         self.gone: dict[int, int] = {}
-        self.exit_code = 0
+        self.exit_code, self._saved = 0, 0
         self._captured = runner_for(self.device) is not None
         configs = [trainer.config for trainer in self.members]
         self._iterate = StackStep(
@@ -189,10 +190,13 @@ class Ensemble:
         stored = ensemble_folder.read(self.out)
         if len(stored.plan.seeds) != len(self):
             raise UserError(f"{self.out} is an ensemble of {len(stored.plan.seeds)}, not of {len(self)}")
+        if (stored.plan.seeds, dict(stored.plan.vary)) != (self.plan.seeds, dict(self.plan.vary)):
+            raise UserError(f"{self.out} is an ensemble of other seeds or values: resume it with its own")
         with ExitStack() as locks:
             self._hold(locks)
             step = ensemble_folder.common_step(self.out, len(self), stored.gone)
-            ensemble_folder.drop_beyond(self.out, len(self), step, force)
+            ensemble_folder.drop_beyond(self.out, len(self), step, stored.saved, force)
+            self._saved = step
             self.gone = {at: when for at, when in stored.gone.items() if when <= step}
             for at, trainer in enumerate(self.members):
                 if at in self.gone:
@@ -200,6 +204,7 @@ class Ensemble:
                 elif step:
                     path = ensemble_folder.member(self.out, at) / "checkpoints" / f"step-{step:08d}"
                     trainer.resume(checkpoint.load(path))
+        self._note()
         self._run = self._runner()  # graphs would go on with the memory of a state that is gone
         return step
 
@@ -220,9 +225,9 @@ class Ensemble:
                 trainer._begin()
 
     def _note(self) -> None:
-        """Write down what the ensemble is, and who is gone."""
+        """Write down what the ensemble is, who is gone, and how far it has come."""
         if self.out:
-            ensemble_folder.write(self.out, ensemble_folder.Stored(self.plan, self.gone))
+            ensemble_folder.write(self.out, ensemble_folder.Stored(self.plan, self.gone, self._saved))
 
     @contextmanager
     def _stream(self) -> Iterator[None]:
@@ -276,10 +281,10 @@ class Ensemble:
                 self.gone[at] = trainer.step
                 self._note()
                 what = str(error).partition(":")[0]
-                if progress:
+                if progress and sys.stderr is not None:
                     left = len(self) - len(self.gone)
                     line = f"fastgan: {_name(at)} is gone: {what}; {left} of {len(self)} go on"
-                    require("tqdm.auto", why="the progress bar").tqdm.write(line)
+                    require("tqdm.auto", why="the progress bar").tqdm.write(line, file=sys.stderr)
                 if len(self.gone) == len(self):
                     raise NonFiniteError(
                         f"no member of the ensemble is left, the last one, {_name(at)}: {what}: training stopped; lower"
@@ -295,6 +300,8 @@ class Ensemble:
         bar.set_postfix({"members*it/s": f"{len(self) * rate:.1f}", **means, **gone}, refresh=False)
 
     def _save(self, progress: bool = False) -> None:
+        self._saved = self.step
+        self._note()
         self._each(lambda trainer: trainer.save(), progress)
 
     def _draw(self, name: str) -> None:

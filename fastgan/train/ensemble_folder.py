@@ -23,10 +23,15 @@ FORMAT, VERSION = "fastgan-ensemble", 1
 
 @dataclass
 class Stored:
-    """What ``ensemble.json`` says: the plan, and by member the step at which its numbers were found not finite."""
+    """What ``ensemble.json`` says: the plan, and by member the step at which its numbers were found not finite.
+
+    ``saved`` is the last step of which the members' checkpoints were begun: one of a later step was made by a member
+    that was trained on alone.
+    """
 
     plan: Plan
     gone: dict[int, int] = field(default_factory=dict)
+    saved: int = 0
 
 
 def member(path: Path, at: int) -> Path:
@@ -79,6 +84,7 @@ def write(path: Path, stored: Stored) -> None:
         "preset": plan.config.preset,
         "seeds": list(plan.seeds),
         "vary": {key: list(values) for key, values in plan.vary.items()},
+        "saved": stored.saved,
         "gone": {str(at): step for at, step in sorted(stored.gone.items())},
         "config": to_dict(plan.config),
     }
@@ -100,9 +106,10 @@ def read(path: Path) -> Stored:
     try:
         plan = Plan.of(_config(content), None, [_whole(seed) for seed in content["seeds"]], content["vary"])
         gone = {int(at): _whole(step) for at, step in content["gone"].items()}
+        saved = _whole(content["saved"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{file} is not whole: restore it, or resume its members one by one") from error
-    return Stored(plan, gone)
+    return Stored(plan, gone, saved)
 
 
 def _config(content: Mapping[str, Any]) -> Config:
@@ -149,14 +156,14 @@ def steps(path: Path, at: int) -> list[int]:
     return [int(folder.name.removeprefix("step-")) for folder in found]
 
 
-def drop_beyond(path: Path, members: int, step: int, force: bool) -> None:
-    """Remove checkpoints of later steps, which will be written again: at most one of each member without ``force``.
+def drop_beyond(path: Path, members: int, step: int, saved: int, force: bool) -> None:
+    """Remove checkpoints of later steps, which will be written again: without ``force`` none beyond ``saved``.
 
-    Raises UserError for a member with more, which has been trained on alone.
+    Raises UserError for a member that has such, and has been trained on alone.
     """
     beyond = {at: [later for later in steps(path, at) if later > step] for at in range(members)}
     for at, own in beyond.items():
-        if len(own) > 1 and not force:
+        if own and own[-1] > saved and not force:
             raise UserError(
                 f"{member(path, at)} has been trained on alone to step {own[-1]}, and all members are at {step}:"
                 " resume it alone, or add --force to drop what it has beyond"

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fastgan.errors import require
 from fastgan.train import pictures
 from fastgan.train.metrics import Row
 
@@ -25,10 +26,9 @@ def save_summary(
     shown = list(zip(titles, samples.detach().float().cpu(), strict=True)) if _drawable(samples) else []
     columns = min(COLUMNS, max(len(shown), 1))
     rows = math.ceil(len(shown) / columns)
-    figure, axes = pictures._figure(rows + 2, columns, (max(7.0, 2.6 * columns), 2.6 * rows + 4))
-    grid = axes[0 if rows + 2 == 1 else 0, 0].get_gridspec() if columns > 1 else axes[0].get_gridspec()
-    for axis in figure.axes:
-        axis.remove()
+    module = require("matplotlib.figure", why="drawing the summary")
+    figure = module.Figure(figsize=(max(7.0, 2.6 * columns), 2.6 * rows + 4), dpi=110, layout="constrained")
+    grid = figure.add_gridspec(rows + 2, columns)
     reach = float(real.abs().max()) * 1.4 if real.ndim == 2 else 1.0
     for at, (title, own) in enumerate(shown):
         panel = figure.add_subplot(grid[at // columns, at % columns])
