@@ -204,7 +204,8 @@ def fwd_problem(
     more += statistics is not None and target.arch not in WGMMA  # seen to spill with a room of 64
     more += 2 * (w.shape[-2] % 16 != 0)  # an address for each element of the output: seen to spill on all
     room = (128, 64, 32)[min(more, 2)]
-    return Problem(op, *size, x.dtype.itemsize, target, vectors=regular(x, *matrices(w)), splits=True, accumulators=room)
+    vectors = regular(x, *matrices(w))
+    return Problem(op, *size, x.dtype.itemsize, target, vectors=vectors, splits=True, accumulators=room)
 
 
 def matrices(w: Tensor) -> tuple[Tensor, ...]:

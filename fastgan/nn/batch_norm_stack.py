@@ -21,6 +21,8 @@ class BatchNorm1dActStack(nn.Module):
     Shape: (members, n, channels), and out the same. Gradients of any order; see ``fastgan.ops.batch_norm_act``.
     """
 
+    weight: nn.Parameter
+    bias: nn.Parameter
     running_mean: Tensor
     running_var: Tensor
     num_batches_tracked: Tensor
@@ -44,10 +46,12 @@ class BatchNorm1dActStack(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         """Return activation(batch_norm(input)), each member by its own batch; move the running statistics."""
         rows = input.transpose(0, 1).flatten(1)  # (n, members * channels)
-        vectors = [vector.flatten() for vector in (self.running_mean, self.running_var, self.weight, self.bias)]
         output = batch_norm_act(
             rows,
-            *vectors,
+            self.running_mean.flatten(),  # views: what is written there is written here
+            self.running_var.flatten(),
+            self.weight.flatten(),
+            self.bias.flatten(),
             training=self.training,
             momentum=self.momentum,
             eps=self.eps,

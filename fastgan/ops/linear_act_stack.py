@@ -104,9 +104,9 @@ class _LinearActStack(Function):
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad is None:
             return (None,) * 5
-        operands, wanted = ctx.saved_tensors, asked_for(ctx)[:3]
-        formed = _formulas if torch.is_grad_enabled() or batched(grad) else _kernels
-        return (*formed(grad, *operands, wanted, *ctx.how), None, None)
+        input, weight, saved = ctx.saved_tensors
+        form = _formulas if torch.is_grad_enabled() or batched(grad) else _kernels
+        return (*form(grad, input, weight, saved, asked_for(ctx)[:3], *ctx.how), None, None)
 
 
 def _formulas(

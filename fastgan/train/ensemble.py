@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -44,10 +44,10 @@ class _Quiet:
 class Ensemble:
     """Trains several GANs of one small preset at once, to what each of them would become alone.
 
-    ``Ensemble("ring8", members=10)`` takes ten seeds: the configuration's, the next, and so on; ``seeds=[3, 5, 8]`` just
-    those; ``vary={"generator_optimizer.lr": [1e-4, 2e-4]}`` gives each member its own value of a key, under one seed
-    where neither ``members`` nor ``seeds`` is given. More ``keys`` change the configuration of all. The networks are of
-    the family ``mlp``; weights of a layer lie in one stack, the members first.
+    ``Ensemble("ring8", members=10)`` takes ten seeds: the configuration's, the next, and so on; ``seeds=[3, 5, 8]``
+    just those; ``vary={"generator_optimizer.lr": [1e-4, 2e-4]}`` gives each member its own value of a key, under one
+    seed where neither ``members`` nor ``seeds`` is given. More ``keys`` change the configuration of all. The networks
+    are of the family ``mlp``; weights of a layer lie in one stack, the members first.
 
     ``out``, a folder, receives ``ensemble.json``, a run's folder for each member (``member-00``, ...), ``summary.csv``
     and ``summary.png``; without it everything stays in memory.
@@ -239,7 +239,7 @@ class Ensemble:
             yield
 
     def _loop(self, total: int, bar: tqdm[Any], interrupts: Interrupts, progress: bool) -> None:
-        config, quiet = self.config, _Quiet()
+        config, quiet = self.config, cast("tqdm[Any]", _Quiet())
         started, first = time.perf_counter(), self.step
         seconds, images = [t.seconds for t in self.members], [t.images for t in self.members]
         if first < total:
@@ -348,5 +348,3 @@ def _end(trainer: Trainer, step: int, when: int) -> None:
     trainer.step = step
     trainer.dials.set(step)
     trainer._journal.rewind(when, when)
-
-

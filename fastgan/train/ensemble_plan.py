@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fastgan.errors import UserError
-from fastgan.presets import PRESETS, Config, from_dict, nested
+from fastgan.presets import PRESETS, Config, from_dict, nested, to_dict
 
 MEMBERS = 10
 FAMILY = "mlp"  # of networks that can be stacked
@@ -42,8 +42,8 @@ class Plan:
         Seeds that are not given: the configuration's, the next, and so on; but the configuration's for all, where
         nothing is given but what varies.
         """
-        vary = {key: _listed(key, values) for key, values in (vary or {}).items()}
-        lengths = {f"vary {key}": len(values) for key, values in vary.items()}
+        listed = {key: _listed(key, values) for key, values in (vary or {}).items()}
+        lengths = {f"vary {key}": len(values) for key, values in listed.items()}
         lengths |= {} if seeds is None else {"seeds": len(seeds)}
         lengths = ({} if members is None else {"members": members}) | lengths
         if len(set(lengths.values())) > 1:
@@ -53,11 +53,12 @@ class Plan:
         if count < 1:
             raise UserError(f"an ensemble has 1 or more members, not {count}")
         if seeds is None:
-            alike = members is None and bool(vary)
+            alike = members is None and bool(listed)
             seeds = [config.seed if alike else config.seed + at for at in range(count)]
-        plan = cls(config, tuple(seeds), vary)
-        plan.configs()  # what is wrong with a member's is found here
-        return plan
+        plan = cls(config, tuple(seeds), listed)
+        trees = [to_dict(own) for own in plan.configs()]  # what is wrong with a member's is found here
+        # values as configurations have them: a command line has said 1e-4 as a text
+        return cls(config, plan.seeds, {key: tuple(_at(tree, key) for tree in trees) for key in listed})
 
     def configs(self) -> list[Config]:
         """The members' configurations. Raises UserError for one that cannot be a member's."""
@@ -69,6 +70,12 @@ class Plan:
             kept = max(2, self.config.keep_checkpoints)
             configs.append(from_dict(nested(own), replace(self.config, seed=seed, keep_checkpoints=kept)))
         return configs
+
+
+def _at(tree: Any, key: str) -> Any:
+    for name in key.split("."):
+        tree = tree[name]
+    return tree
 
 
 def _listed(key: str, values: Any) -> tuple[Any, ...]:

@@ -145,11 +145,10 @@ class StackStep:
 
     def _penalise(self, real: Tensor, fake: Tensor, seen: Seen) -> None:
         """Add each member's penalty to its gradients, by its own network, whose weights are slices of the stack."""
-        streams = self._streams or [None] * len(self.steps)
-        for own, step, stream, x, y in zip(seen, self.steps, streams, real, fake, strict=True):
+        for at, (own, step, x, y) in enumerate(zip(seen, self.steps, real, fake, strict=True)):
             if step.penalty is None:
                 continue
-            with nullcontext() if stream is None else stream.running():
+            with self._streams[at].running() if self._streams else nullcontext():
                 added, own["penalty"] = step.penalty(step.judge, x, y)
             added.backward(inputs=list(step.players.discriminator.parameters()))
 

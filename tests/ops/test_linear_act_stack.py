@@ -58,7 +58,9 @@ def test_kernels_have_the_references_gradients(device: str, activation: str, neg
     with fastgan.backend("triton"):
         found = orders(lambda *tensors: linear_act_stack(*tensors, **how), given)
     with fastgan.backend("reference"):
-        exact = orders(lambda *tensors: linear_act_stack(*tensors, **how), [t.detach().double().requires_grad_() for t in given])  # noqa: E501
+        exact = orders(
+            lambda *tensors: linear_act_stack(*tensors, **how), [t.detach().double().requires_grad_() for t in given]
+        )
     for own, reference in zip(found, exact, strict=True):
         torch.testing.assert_close(own.double(), reference, rtol=1e-5, atol=1e-5)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -160,16 +161,15 @@ def test_resumes_from_the_newest_step_that_all_have(tmp_path: Path, monkeypatch:
     """A process that ends between two members' checkpoints, the first ones too, has done no harm."""
     keys = SMALL | {"checkpoint_every": 5}
     whole = Ensemble("ring8", members=3, **keys).fit(20, progress=False)
-    save, left = checkpoint.save, iter(range(100))
+    save = checkpoint.save
     for dies, step in ((1, 0), (4, 5)):
         out = tmp_path / str(dies)
 
-        def dying(*given: Any, dies: int = dies) -> Path:
+        def dying(*given: Any, dies: int = dies, left: Iterator[int] = iter(range(100))) -> Path:  # noqa: B008
             if next(left) == dies:
                 raise KeyboardInterrupt
             return save(*given)
 
-        left = iter(range(100))
         monkeypatch.setattr(checkpoint, "save", dying)
         with pytest.raises(KeyboardInterrupt):
             Ensemble("ring8", members=3, out=out, **keys).fit(20, progress=False)
