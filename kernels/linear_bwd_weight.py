@@ -55,26 +55,30 @@ def linear_bwd_weight_kernel(
     if SPLIT:
         tile, part = tile // splits, tile % splits
     tiles_k = tl.maximum(tl.cdiv(K, BK), 1)  # with K = 0 there is still a bias gradient to write
-    high = tl.cdiv(rows, BM)
-    first, trips, place = 0, high * groups, tile
+    place = tile
     if STACK:
         own = tl.cdiv(N, BN) * tiles_k
-        member, place = (tile // own).to(tl.int64), tile % own
-        first, trips = tile // own * high, high
-        gw += member * N * K
+        member, place = tile // own, tile % own
+        gw += member.to(tl.int64) * N * K
         if gb is not None:
-            gb += member * N
+            gb += member.to(tl.int64) * N
         if SPLIT and gb is not None:
-            columns += member * splits * N
+            columns += member.to(tl.int64) * splits * N
     tile_n, tile_k = tile_of(place, tl.cdiv(N, BN), tiles_k, GROUP)
     n = tile_n.to(tl.int64) * BN + tl.arange(0, BN)  # [BN]
     k = tile_k.to(tl.int64) * BK + tl.arange(0, BK)  # [BK]
     lane = tl.arange(0, BM).to(tl.int64)  # [BM]
     in_n, in_k = (n < N)[None, :], (k < K)[None, :]
-    begin, end = first, first + trips
+    high = tl.cdiv(rows, BM)
+    trips = high * groups
+    if STACK:
+        trips = high
+    begin, end = 0, trips
     if SPLIT:
         share = tl.cdiv(trips, splits)
-        begin, end = first + part * share, first + tl.minimum(part * share + share, trips)
+        begin, end = part * share, tl.minimum(part * share + share, trips)
+    if STACK:
+        begin, end = begin + member * high, end + member * high
 
     total = tl.zeros([BN, BK], tl.float32)
     column = tl.zeros([BN], tl.float32)

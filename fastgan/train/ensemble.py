@@ -20,7 +20,7 @@ from fastgan.train.capture import runner_for
 from fastgan.train.draws import ClockDraws
 from fastgan.train.ensemble_plan import Plan
 from fastgan.train.ensemble_step import StackStep
-from fastgan.train.ensemble_summary import Summary, summarise
+from fastgan.train.ensemble_summary import Summary, shown, summarise
 from fastgan.train.lock import held
 from fastgan.train.metrics import Row
 from fastgan.train.replays import Eagerly, Replays
@@ -30,8 +30,6 @@ from fastgan.train.trainer import Trainer
 
 if TYPE_CHECKING:
     from tqdm import tqdm
-
-SHOWN = ("loss_d", "loss_g")  # means over the members, beside the progress bar
 
 
 class _Quiet:
@@ -136,7 +134,7 @@ class Ensemble:
                     with progress_bar(total, self.step, progress) as bar:
                         self._loop(total, bar, interrupts, progress)
                     if self.out:
-                        self._save()
+                        self._save(progress)
                         self._draw("final.png")
             finally:
                 for trainer in self.members:
@@ -250,16 +248,17 @@ class Ensemble:
             self._run(tuple([self._iterate.pattern(step + later) for later in range(stretch)]))
             step += stretch
             elapsed = time.perf_counter() - started
-            for trainer, before, shown in zip(self.members, seconds, images, strict=True):
+            for trainer, before, were in zip(self.members, seconds, images, strict=True):
                 trainer.step, trainer.seconds = step, before + elapsed
-                trainer.images = shown + (step - first) * config.n_critic * config.batch_size
+                trainer.images = were + (step - first) * config.n_critic * config.batch_size
             bar.update(stretch)
             whole = step % config.log_every == 0
             saves = self.out is not None and step % config.checkpoint_every == 0
             draws = self.out is not None and step % config.sample_every == 0
             if whole or step == total:
                 self._each(lambda t, how=whole: t._journal.begin(quiet, t._row(), rate=0.0, whole=how), progress)  # type: ignore[misc]
-                self._show(bar, (step - first) / max(elapsed, 1e-9))
+                rows = [t.history[-1] for at, t in enumerate(self.members) if at not in self.gone and t.history]
+                bar.set_postfix(shown(rows, len(self), (step - first) / max(elapsed, 1e-9)), refresh=False)
             self._each(lambda trainer, wait=draws or saves: trainer._journal.finish(quiet, waits=wait), progress)  # type: ignore[misc]
             if draws:
                 self._draw(f"samples/step-{step:08d}.png")
@@ -291,14 +290,6 @@ class Ensemble:
                         " the learning rates"
                     ) from error
 
-    def _show(self, bar: tqdm[Any], rate: float) -> None:
-        """Show the members' steps a second, and means over those that are left, beside the bar."""
-        rows = [t.history[-1] for at, t in enumerate(self.members) if at not in self.gone and t.history]
-        found = {name: [value for row in rows if (value := row[name]) is not None] for name in SHOWN}
-        means = {name: f"{sum(values) / len(values):.3f}" for name, values in found.items() if values}
-        gone = {"gone": len(self.gone)} if self.gone else {}
-        bar.set_postfix({"members*it/s": f"{len(self) * rate:.1f}", **means, **gone}, refresh=False)
-
     def _save(self, progress: bool = False) -> None:
         self._saved = self.step
         self._note()
@@ -312,14 +303,9 @@ class Ensemble:
     def _write_summary(self, out: Path) -> None:
         self.summary().write(out / "summary.csv")
         titles = [_name(at) + (f" (gone at {self.gone[at]})" if at in self.gone else "") for at in range(len(self))]
-        ensemble_pictures.save_summary(
-            out / "summary.png", self._shown(), self.history, titles=titles, real=self.data.images[:1000]
-        )
-
-    def _shown(self) -> Tensor:
-        """Samples of each member for the picture."""
-        points = self.data.sample_shape == (2,)
-        return self.sample(ensemble_pictures.POINTS if points else ensemble_pictures.IMAGES, seed=self.config.seed + 2)
+        samples = self.sample(ensemble_pictures.shown(self.data.sample_shape), seed=self.config.seed + 2)
+        real = self.data.images[:1000]
+        ensemble_pictures.save_summary(out / "summary.png", samples, self.history, titles=titles, real=real)
 
     def _runner(self) -> Replays | Eagerly:
         """What runs iterations: graphs on a GPU, unless the data lie elsewhere; the step itself on a CPU."""

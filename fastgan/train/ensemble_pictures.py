@@ -44,6 +44,11 @@ def save_summary(
     pictures._save_figure(figure, path)
 
 
+def shown(sample_shape: Sequence[int]) -> int:
+    """How many samples of each member the picture shows."""
+    return POINTS if tuple(sample_shape) == (2,) else IMAGES
+
+
 def _drawable(samples: Tensor) -> bool:
     return pictures.drawable(samples.shape[2:])
 

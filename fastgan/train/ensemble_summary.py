@@ -95,6 +95,17 @@ def summarise(
     return Summary(tuple(line for line in lines if line.known), plan, dict(gone))
 
 
+def shown(rows: Sequence[Row], members: int, rate: float) -> dict[str, str]:
+    """What stands beside a progress bar: members times ``rate``, and means of the losses over members' last ``rows``.
+
+    So many are left as there are rows.
+    """
+    found = {name: [value for row in rows if (value := row[name]) is not None] for name in METRICS[:2]}
+    means = {name: f"{statistics.fmean(values):.3f}" for name, values in found.items() if values}
+    gone = {} if len(rows) == members else {"gone": str(members - len(rows))}
+    return {"members*it/s": f"{members * rate:.1f}", **means, **gone}
+
+
 def coverage(points: Tensor, modes: Modes) -> tuple[float, float]:
     """How many modes have a point near them, and which share of the points is near one: within NEAR sigma.
 
