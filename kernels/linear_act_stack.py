@@ -28,7 +28,12 @@ from fastgan.kernels.linear_bwd_weight import bwd_weight_launch, bwd_weight_prob
 from fastgan.kernels.tile import Config, Problem, Target, candidates
 from fastgan.kernels.variant import Variant
 
-FORMS = ((torch.bfloat16, "tf32"), (torch.float16, "tf32"), (torch.float32, "tf32"), (torch.float32, "ieee"))
+FORMS = (
+    (torch.bfloat16, "tf32", ("none", "leaky_relu", "tanh")),
+    (torch.float16, "tf32", ("leaky_relu",)),
+    (torch.float32, "tf32", ("none", "leaky_relu", "tanh")),
+    (torch.float32, "ieee", ("leaky_relu",)),
+)
 SIZES = (  # members, rows of each, outputs, inputs: whole vectors, and sizes that nothing divides
     (16, 256, 256, 256),
     (10, 100, 255, 511),
@@ -108,12 +113,12 @@ def _tiles(problem: Problem) -> Iterator[Config]:
 def variants(arch: int) -> Iterator[Variant]:
     """Yield the compiled forms that the dispatcher can choose on compute capability arch / 10 for stacks.
 
-    Layouts and activations change no more here than in linear_forms.py, where each is a form: these are the stacks'.
+    Layouts and the other activations change no more here than in linear_forms.py, where each is a form.
     """
-    for dtype, precision in FORMS:
+    for dtype, precision, activations in FORMS:
         kind = precision if dtype == torch.float32 else str(dtype).removeprefix("torch.")
         for sizes in SIZES:
-            for phi in ("none", "leaky_relu", "tanh"):
+            for phi in activations:
                 for launch in _launches(sizes, dtype, Target(arch, precision), phi):
                     rows = 0 if precision == "ieee" else launch.config.rows
                     yield launch.variant("linear_act_stack", f"{kind} {phi} {sizes} {launch.config}", rows)
