@@ -193,15 +193,16 @@ class Ensemble:
         with ExitStack() as locks:
             self._hold(locks)
             step = ensemble_folder.common_step(self.out, len(self), stored.gone)
+            gone = {at: when for at, when in stored.gone.items() if when <= step}
+            left = [at for at in range(len(self)) if at not in gone] if step else []
+            found = {at: checkpoint.load(ensemble_folder.at_step(self.out, at, step)) for at in left}
             ensemble_folder.drop_beyond(self.out, len(self), step, stored.saved, force)
-            self._saved = step
-            self.gone = {at: when for at, when in stored.gone.items() if when <= step}
+            self._saved, self.gone = step, gone
             for at, trainer in enumerate(self.members):
-                if at in self.gone:
-                    _end(trainer, step, self.gone[at])
-                elif step:
-                    path = ensemble_folder.member(self.out, at) / "checkpoints" / f"step-{step:08d}"
-                    trainer.resume(checkpoint.load(path))
+                if at in gone:
+                    _end(trainer, step, gone[at])
+                elif at in found:
+                    trainer.resume(found[at])
         self._note()
         self._run = self._runner()  # graphs would go on with the memory of a state that is gone
         return step

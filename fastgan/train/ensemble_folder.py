@@ -39,6 +39,11 @@ def member(path: Path, at: int) -> Path:
     return path / f"member-{at:02d}"
 
 
+def at_step(path: Path, at: int, step: int) -> Path:
+    """The folder of a member's checkpoint of a step."""
+    return member(path, at) / "checkpoints" / f"step-{step:08d}"
+
+
 def is_ensemble(path: Path) -> bool:
     """Whether an ensemble stands there."""
     return (path / MANIFEST).is_file()
@@ -131,6 +136,9 @@ def common_step(path: Path, members: int, gone: Mapping[int, int]) -> int:
     Raises UserError where there are checkpoints, but no such step.
     """
     written = [steps(path, at) for at in range(members)]
+    for at in range(members):
+        if any(written) and not (member(path, at) / run.CONFIG).is_file():
+            raise UserError(f"{member(path, at)} is not there any more: put it back, or resume the others one by one")
     every = sorted({step for own in written for step in own}, reverse=True)
     for step in every:
         left = [own for at, own in enumerate(written) if gone.get(at, step + 1) > step]
@@ -170,4 +178,4 @@ def drop_beyond(path: Path, members: int, step: int, saved: int, force: bool) ->
             )
     for at, own in beyond.items():
         for later in own:
-            shutil.rmtree(member(path, at) / "checkpoints" / f"step-{later:08d}")
+            shutil.rmtree(at_step(path, at, later))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from fastgan.errors import UserError
 from fastgan.presets import PRESETS, Config, from_dict, nested, to_dict
+from fastgan.presets.values import coerce
 
 MEMBERS = 10
+EXAMPLE = "{'generator_optimizer.lr': [1e-4, 2e-4]}"
 FAMILY = "mlp"  # of networks that can be stacked
 VARIED = (  # keys whose values may differ, or how they begin
     "generator_optimizer.",
@@ -42,6 +45,10 @@ class Plan:
         Seeds that are not given: the configuration's, the next, and so on; but the configuration's for all, where
         nothing is given but what varies.
         """
+        members = None if members is None else coerce("members", members, int)
+        seeds = None if seeds is None else coerce("seeds", seeds, Sequence[int])
+        if vary is not None and not isinstance(vary, Mapping):
+            raise UserError(f"vary takes a value for each member, such as {EXAMPLE}, not {reprlib.repr(vary)}")
         listed = {key: _listed(key, values) for key, values in (vary or {}).items()}
         lengths = {f"vary {key}": len(values) for key, values in listed.items()}
         lengths |= {} if seeds is None else {"seeds": len(seeds)}
@@ -83,7 +90,7 @@ def _listed(key: str, values: Any) -> tuple[Any, ...]:
         names = ", ".join(f"{name}*" if name.endswith(".") else name for name in VARIED)
         raise UserError(f"members may differ in their seeds and in {names}, not in {key}: train it as runs of its own")
     if isinstance(values, str) or not isinstance(values, Sequence):
-        raise UserError(f"vary takes a value for each member, such as {{{key!r}: [...]}}, not {values!r}")
+        raise UserError(f"vary takes a value for each member, such as {EXAMPLE}, not {reprlib.repr(values)}")
     return tuple(values)
 
 

@@ -125,7 +125,9 @@ def _cells(line: Line) -> tuple[str | float | None, ...]:
 
 
 def _short(cell: str | float | None) -> str:
-    return cell if isinstance(cell, str) else f"{cell:.4g}"
+    if cell is None or isinstance(cell, str):
+        return cell or ""
+    return "-" if math.isnan(cell) else f"{cell:.4g}"
 
 
 def _exact(cell: str | float | None) -> str:

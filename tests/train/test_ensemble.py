@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -116,6 +117,20 @@ def test_what_members_draw_is_drawn_as_a_graph_would() -> None:
             alike(member, Trainer("ring8", seed=seed, **keys).fit(progress=False))
 
 
+@pytest.mark.parametrize(
+    "device", [pytest.param("cpu", marks=pytest.mark.interpret), pytest.param("cuda", marks=pytest.mark.gpu)]
+)
+def test_members_by_the_kernels(device: str) -> None:
+    """Interpreted; on a GPU in a graph."""
+    keys = SMALL | {"generator.hidden": [8, 8], "discriminator.hidden": [8], "precision": "fp32", "batch_size": 8}
+    keys |= {"device": device, "log_every": 1}
+    with fastgan.backend("triton"):
+        ensemble = Ensemble("ring8", seeds=SEEDS[:2], **keys).fit(1, progress=False)
+    for seed, member in zip(SEEDS, ensemble.members, strict=False):
+        with fastgan.backend("reference"):
+            alike(member, Trainer("ring8", seed=seed, **keys).fit(1, progress=False))
+
+
 def test_a_member_that_is_lost_leaves_the_others_as_they_are(tmp_path: Path) -> None:
     vary = {"discriminator_optimizer.lr": [1e-4, 1e38, 2e-4]}
     keys = SMALL | {"checkpoint_every": 10}
@@ -159,7 +174,7 @@ def test_resumes_to_the_bit(tmp_path: Path) -> None:
 
 def test_resumes_from_the_newest_step_that_all_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that ends between two members' checkpoints, the first ones too, has done no harm."""
-    keys = SMALL | {"checkpoint_every": 5}
+    keys = SMALL | {"checkpoint_every": 5, "keep_checkpoints": 1}  # of which an ensemble makes 2
     whole = Ensemble("ring8", members=3, **keys).fit(20, progress=False)
     save = checkpoint.save
     for dies, step in ((1, 0), (4, 5)):
@@ -232,6 +247,10 @@ def test_mistakes(tmp_path: Path) -> None:
         ({"vary": {"noise": 0.1}}, "a value for each member"),
         ({"vary": {"generator_optimizer.speed": [1, 2]}}, "speed"),
         ({"seeds": [-1, 2]}, "seed must be"),
+        ({"seeds": [1, 2.5]}, "seeds takes a whole number"),
+        ({"seeds": 5}, "seeds takes a list"),
+        ({"members": "many"}, "members takes a number"),
+        ({"vary": [1, 2]}, "a value for each member"),
     ]:
         with pytest.raises(UserError, match=said):
             Plan.of(ring, **keys)
@@ -256,6 +275,10 @@ def test_mistakes(tmp_path: Path) -> None:
         Ensemble("ring8", seeds=[5, 6], out=tmp_path / "all", **SMALL).resume()
     with pytest.raises(UserError, match="checkpoints of a run already"):
         Ensemble("ring8", members=2, out=tmp_path / "all", **SMALL).fit(1, progress=False)
+    shutil.rmtree(tmp_path / "all/member-01")
+    with pytest.raises(UserError, match="member-01 is not there"):
+        Ensemble("ring8", members=2, out=tmp_path / "all", **SMALL).resume()
+    assert ensemble_folder.steps(tmp_path / "all", 0) == [1]
     ensemble.members[0].fit(2, progress=False)
     with pytest.raises(UserError, match="trained on alone"):
         ensemble.fit(progress=False)
