@@ -73,7 +73,7 @@ def _resumed(
         raise UserError(f"{path} is an ensemble of {old.preset}, not of {fresh.preset}: give another --out")
     if count not in (None, len(stored.seeds)):
         raise UserError(f"{path} is an ensemble of {len(stored.seeds)}: resume it with as many, or give another --out")
-    if vary and {key: tuple(values) for key, values in vary.items()} != dict(stored.vary):
+    if vary and dict(Plan.of(old, None, stored.seeds, vary).vary) != dict(stored.vary):
         raise UserError(f"what varies in {path} cannot be changed: resume it without --vary, or give another --out")
     if "seed" in keys and keys["seed"] != old.seed and coerce("seed", keys["seed"], int) != old.seed:
         raise UserError(f"the seeds in {path} cannot be changed: resume it without --seed, or give another --out")

@@ -33,7 +33,7 @@ SMALL: dict[str, Any] = {
     # so that Adam makes no steps of rounding errors: a bias in front of a batch norm has a gradient of 0
     **{f"{side}_optimizer.{key}": value for side in SIDES for key, value in (("lr", 3e-3), ("eps", 1e-3))},
 }
-SEEDS = [3, 8, 4]
+SEEDS = [3, 8]
 
 
 @pytest.fixture(autouse=True)
@@ -77,17 +77,16 @@ def same(one: list[Tensor], other: list[Tensor]) -> bool:
         ("gan-digits", {"updates": "shared", "n_critic": 2, "latent": "uniform", "noise": 0.1, "ema.decay": 0.9}),
         ("ring8", {"updates": "generator_first", "objective": "relativistic_average", "noise": 0.05}),
         ("ring8", {"objective": "wasserstein", "n_critic": 2, "penalty.name": "gradient_penalty", "penalty.every": 2}),
-        ("ring8", {"objective": "hinge", "penalty.name": "r1_r2", "balance": "none", "on_nan": "skip"}),
         ("gan-digits", {"objective": "relativistic", "updates": "generator_first", "penalty.name": "dragan"}),
-        ("ring8", {"balance": "auto", "discriminator_optimizer.lr": 0.01, "objective": "minimax"}),
-        ("gan-digits", {"flip": True, "schedules": {"noise": {"to": 0.3, "steps": 10}}, "objective": "least_squares"}),
+        ("ring8", {"balance": "auto", "on_nan": "skip", "discriminator_optimizer.lr": 0.01, "objective": "minimax"}),
+        ("gan-digits", {"flip": True, "schedules": {"noise": {"to": 0.3, "steps": 10}}, "objective": "hinge"}),
     ],
 )
 def test_members_are_the_single_runs(name: str, keys: dict[str, Any]) -> None:
     ensemble = Ensemble(name, seeds=SEEDS, **SMALL | keys).fit(progress=False)
     for seed, member in zip(SEEDS, ensemble.members, strict=True):
         alike(member, Trainer(name, seed=seed, **SMALL | keys).fit(progress=False))
-    assert ensemble.step == 20 and [len(rows) for rows in ensemble.history] == [4] * 3
+    assert ensemble.step == 20 and [len(rows) for rows in ensemble.history] == [4] * 2
 
 
 def test_each_member_has_its_own_numbers() -> None:
@@ -112,8 +111,8 @@ def test_what_members_draw_is_drawn_as_a_graph_would() -> None:
     """Under the rules of a CUDA graph: nothing that a capture forbids, and the members' own draws by the clock."""
     keys = SMALL | {"steps": 4, "log_every": 2, "noise": 0.1}
     with capture.strict():
-        ensemble = Ensemble("ring8", seeds=SEEDS[:2], **keys).fit(progress=False)
-        for seed, member in zip(SEEDS, ensemble.members, strict=False):
+        ensemble = Ensemble("ring8", seeds=SEEDS, **keys).fit(progress=False)
+        for seed, member in zip(SEEDS, ensemble.members, strict=True):
             alike(member, Trainer("ring8", seed=seed, **keys).fit(progress=False))
 
 
@@ -125,19 +124,19 @@ def test_members_by_the_kernels(device: str) -> None:
     keys = SMALL | {"generator.hidden": [8, 8], "discriminator.hidden": [8], "precision": "fp32", "batch_size": 8}
     keys |= {"device": device, "log_every": 1}
     with fastgan.backend("triton"):
-        ensemble = Ensemble("ring8", seeds=SEEDS[:2], **keys).fit(1, progress=False)
-    for seed, member in zip(SEEDS, ensemble.members, strict=False):
+        ensemble = Ensemble("ring8", seeds=SEEDS, **keys).fit(1, progress=False)
+    for seed, member in zip(SEEDS, ensemble.members, strict=True):
         with fastgan.backend("reference"):
             alike(member, Trainer("ring8", seed=seed, **keys).fit(1, progress=False))
 
 
 def test_a_member_that_is_lost_leaves_the_others_as_they_are(tmp_path: Path) -> None:
-    vary = {"discriminator_optimizer.lr": [1e-4, 1e38, 2e-4]}
+    seeds, vary = [3, 8, 4], {"discriminator_optimizer.lr": [1e-4, 1e38, 2e-4]}
     keys = SMALL | {"checkpoint_every": 10}
-    ensemble = Ensemble("ring8", seeds=SEEDS, vary=vary, out=tmp_path / "all", **keys).fit(progress=False)
+    ensemble = Ensemble("ring8", seeds=seeds, vary=vary, out=tmp_path / "all", **keys).fit(progress=False)
     assert ensemble.gone == {1: 5} and ensemble.exit_code == 0
     for at in (0, 2):
-        own = {"seed": SEEDS[at], "discriminator_optimizer.lr": vary["discriminator_optimizer.lr"][at]}
+        own = {"seed": seeds[at], "discriminator_optimizer.lr": vary["discriminator_optimizer.lr"][at]}
         alike(ensemble.members[at], Trainer("ring8", **keys | own).fit(progress=False))
     assert [len(rows) for rows in ensemble.history] == [4, 1, 4]  # the last row of the lost one says so
     assert not all(math.isfinite(value) for value in ensemble.history[1][-1].values() if value is not None)
@@ -147,7 +146,7 @@ def test_a_member_that_is_lost_leaves_the_others_as_they_are(tmp_path: Path) -> 
     with (tmp_path / "all/summary.csv").open() as file:
         table = {row[0]: row for row in csv.reader(file)}
     assert table["gone at step"][6:] == ["", "5", ""] and table["loss_d"][1] == "2" and table["loss_d"][7] == ""
-    again = Ensemble("ring8", seeds=SEEDS, vary=vary, out=tmp_path / "all", **keys | {"steps": 30})
+    again = Ensemble("ring8", seeds=seeds, vary=vary, out=tmp_path / "all", **keys | {"steps": 30})
     assert again.resume() == 20 and again.gone == {1: 5}
     again.fit(progress=False)
     assert len(again.history[1]) == 1 and again.step == 30
