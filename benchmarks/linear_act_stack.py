@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastgan.benchmarks.ceilings import MATRIX
-from fastgan.benchmarks.linear import compilations, obstacle, under
-from fastgan.benchmarks.race import Contender, Workload, race
-from fastgan.benchmarks.record import Row, Timed, said
+from fastgan.benchmarks.contenders import field, nothing_more, raced, warned, whole
+from fastgan.benchmarks.race import Contender, Workload
+from fastgan.benchmarks.record import Row
 from fastgan.benchmarks.setting import Setting
 from fastgan.benchmarks.speedups import OURS, speedups, summary
 from fastgan.benchmarks.suites import Suite, Task
@@ -27,7 +27,6 @@ DIRECTIONS = ("forward", "forward+backward")
 LAYERS = ((100, 400, 400), (200, 200, 200), (64, 256, 256), (100, 400, 2))  # batch, in, out: ring8's G and D first
 MEMBERS = (10, 100)
 SLOPE = 0.2
-Layers = Callable[[Tensor, Tensor, Tensor], Tensor]  # of x (E, B, in), weight (E, out, in) and bias (E, out)
 
 
 def arguments(parser: ArgumentParser) -> None:
@@ -67,7 +66,9 @@ def measure(setting: Setting, shape: tuple[int, int, int, int], dtype: str, dire
     """Race one stack in one direction; contenders that this machine cannot run say why not."""
     members, batch, inputs, outputs = shape
     operands = functools.partial(operands_of, shape, dtype, direction)
-    contenders, absent = field(setting, dtype, direction, operands)
+    way = functools.partial(directed, direction)
+    plain = {"eager": one_by_one, "batched": batched}
+    contenders, absent = field(setting, "linear_act_stack", dtype, operands, plain, whole(batched), ours, way)
     backward = direction != "forward"
     elements = members * (batch * inputs + outputs * inputs + outputs + batch * outputs)
     workload = Workload(
@@ -76,16 +77,11 @@ def measure(setting: Setting, shape: tuple[int, int, int, int], dtype: str, dire
         dtype,
         operands,
         contenders,
-        directed(one_by_one, direction),
+        way(one_by_one),
         flops=2.0 * members * batch * inputs * outputs * (3 if backward else 1),
         moved=float(elements * (3 if backward else 1) * MATRIX[dtype].itemsize),
     )
-    rows = race(workload, setting)
-    for name, why in absent.items():
-        rows.append(Timed(workload.name, name, workload.shape, dtype, baseline="loop", note=why))
-    for row in rows:
-        row.note = "; ".join(filter(None, (row.note, None if setting.on_gpu else "CPU"))) or None
-    yield from rows
+    yield from raced(workload, setting, absent, nothing_more)
 
 
 def operands_of(
@@ -101,7 +97,7 @@ def operands_of(
 
 
 def one_by_one(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Return the layers as people write them: one after the other."""
+    """Return layers of x (E, B, in), weight (E, out, in), bias (E, out) as people write them, one after the other."""
     layers = zip(x.unbind(), weight.unbind(), bias.unbind(), strict=True)
     return torch.stack([F.leaky_relu(F.linear(*layer), SLOPE) for layer in layers])
 
@@ -118,7 +114,7 @@ def ours(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return linear_act_stack(x, weight, bias, negative_slope=SLOPE)
 
 
-def directed(layers: Layers, direction: str) -> Contender:
+def directed(direction: str, layers: Callable[..., Tensor]) -> Contender:
     """Return a function of the operands that goes forward, or forward and back to all of them."""
 
     def forward(x: Tensor, weight: Tensor, bias: Tensor, grad: Tensor) -> Tensor:
@@ -132,35 +128,9 @@ def directed(layers: Layers, direction: str) -> Contender:
     return forward if direction == "forward" else both
 
 
-def field(
-    setting: Setting, dtype: str, direction: str, inputs: Callable[[torch.Generator], tuple[Tensor, ...]]
-) -> tuple[dict[str, Contender], dict[str, str]]:
-    """Return the contenders, the baseline first, and why others are absent."""
-    found: dict[str, Layers] = {"loop": one_by_one, "batched": batched}
-    absent: dict[str, str] = {}
-    for name, mode in compilations(setting).items():
-        if setting.smoke:
-            absent[name] = "not measured: the smoke form compiles nothing"
-            continue
-        try:
-            torch._dynamo.reset()
-            whole: Layers = torch.compile(batched, mode=mode, dynamic=False, fullgraph=True)
-            directed(whole, direction)(*inputs(setting.generator()))
-            found[name] = whole
-        except Exception as error:  # no compiler on this machine, or one that fails
-            absent[name] = f"not measured: {said(error)}"
-    found["fastgan auto"] = under("auto", ours)
-    if (why := obstacle(setting, dtype)) is None:
-        found["fastgan triton"] = under("triton", ours)
-    else:
-        absent["fastgan triton"] = f"not measured: {why}"
-    return {name: directed(layers, direction) for name, layers in found.items()}, absent
-
-
 def closing(rows: Sequence[Row]) -> Iterator[str]:
     """Say how many times faster ours is than the best of the others."""
-    if any(isinstance(row, Timed) and "CPU" in (row.note or "").split("; ") for row in rows):
-        yield "these are rows of a CPU, where auto is plain PyTorch: they say nothing about a GPU"
+    yield from warned(rows)
     for name in OURS:
         yield from summary(name, list(speedups(rows, name)))
 

@@ -160,7 +160,7 @@ class Ensemble:
         """
         if not -len(self) <= at < len(self):
             raise UserError(f"the members are numbered from 0 to {len(self) - 1}, and there is no {at}")
-        with self.members[at]._averaged():
+        with self.members[at]._album.averaged():
             return deepcopy(self.members[at].generator).requires_grad_(True).eval()
 
     def summary(self) -> Summary:

@@ -146,11 +146,12 @@ class StackStep:
     def _penalise(self, real: Tensor, fake: Tensor, seen: Seen) -> None:
         """Add each member's penalty to its gradients, by its own network, whose weights are slices of the stack."""
         for at, (own, step, x, y) in enumerate(zip(seen, self.steps, real, fake, strict=True)):
-            if step.penalty is None:
-                continue
+            outputs: list[Tensor] = []
+            seeds: list[Tensor] = []
             with self._streams[at].running() if self._streams else nullcontext():
-                added, own["penalty"] = step.penalty(step.judge, x, y)
-            added.backward(inputs=list(step.players.discriminator.parameters()))
+                step._penalise(True, (x, y), outputs, seeds, own)
+            if outputs:
+                torch.autograd.backward(outputs, seeds, inputs=list(step.players.discriminator.parameters()))
 
     @torch.no_grad()
     def _balance(self, real_logits: Tensor, fake_logits: Tensor, seen: Seen) -> None:

@@ -28,7 +28,7 @@ def test_the_smoke_form_races_what_runs_here(tmp_path: Path) -> None:
     rows = [row for row in body["rows"] if row["workload"].startswith("linear_act_stack")]
     timed = [row for row in rows if row["wall_us"]]
     assert body["left_out"] == [] and all(row["check"]["passed"] for row in timed)
-    assert {row["variant"] for row in timed} == {"loop", "batched", "fastgan auto"}
+    assert {row["variant"] for row in timed} == {"eager", "batched", "fastgan auto"}
     assert {(row["workload"], row["dtype"]) for row in timed} == {
         (f"linear_act_stack {way}", dtype) for way in linear_act_stack.DIRECTIONS for dtype in linear_act_stack.DTYPES
     }
@@ -48,5 +48,5 @@ def test_a_contender_that_errs_has_no_times(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(linear_act_stack, "ours", shifted)
     measured = linear_act_stack.measure(setting(), (3, 5, 8, 6), "float32", "forward+backward")
     rows = {row.variant: row for row in measured if isinstance(row, Timed)}
-    assert rows["loop"].wall_us is not None and rows["batched"].wall_us is not None
+    assert rows["eager"].wall_us is not None and rows["batched"].wall_us is not None
     assert rows["fastgan auto"].wall_us is None and not rows["fastgan auto"].passed
