@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fastgan.ops.backend import backend as backend
     from fastgan.train.capture import capture as capture
+    from fastgan.train.ensemble import Ensemble as Ensemble
     from fastgan.train.generate import load as load
     from fastgan.train.trainer import Trainer as Trainer
 
@@ -31,6 +32,7 @@ FLOORS = (
 NAMES = {
     "backend": "fastgan.ops.backend",
     "capture": "fastgan.train.capture",
+    "Ensemble": "fastgan.train.ensemble",
     "load": "fastgan.train.generate",
     "Trainer": "fastgan.train.trainer",
 }

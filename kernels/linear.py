@@ -73,14 +73,17 @@ def gathered(total, work, ticket, tile, part, splits, BM: tl.constexpr, BN: tl.c
 
 @triton.jit(do_not_specialize=["rows", "splits"])
 def linear_fwd_kernel(
-    x, w, bias, y, pre, rows, groups, splits, N, K, x_m, x_k, w_n, w_k, slope,
+    x, w, bias, y, pre, rows, groups, splits, N, K, x_m, x_k, w_n, w_k, w_g, slope,
     in_mean, in_var, in_gamma, in_beta, in_step, in_eps, in_slope, rng, threshold, scale,
     mean, var, running_mean, running_var, tracked, momentum, parts, work, ticket,
     ACTIVATION: tl.constexpr, IN_ACTIVATION: tl.constexpr, DROP_FIRST: tl.constexpr, FOURS: tl.constexpr,
     PRECISION: tl.constexpr,     EVEN: tl.constexpr, SPLIT: tl.constexpr, LANES: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """One [BM, BN] tile of y, and of the pre-activation where ``pre`` is given. EVEN: BK divides K."""
+    """One [BM, BN] tile of y, and of the pre-activation where ``pre`` is given. EVEN: BK divides K.
+
+    Each group of rows has a weight [N, K] and a bias [N] of its own where ``w_g``, the stride between them, is given.
+    """
     tile, part = tl.program_id(0), 0
     if SPLIT:
         tile, part = tile // splits, tile % splits
@@ -90,6 +93,10 @@ def linear_fwd_kernel(
     local = tile_m % high * BM + tl.arange(0, BM)  # [BM], in the group
     live = (local < rows)[:, None]
     m = group * rows + local  # [BM]
+    if w_g is not None:
+        w += group * w_g
+        if bias is not None:
+            bias += group * N
     n = tile_n.to(tl.int64) * BN + tl.arange(0, BN)  # [BN]
     begin, end = 0, K
     if SPLIT:
@@ -160,14 +167,17 @@ def fwd_launch(
     statistics: Statistics | None = None,
     config: Config | None = None,
 ) -> Launch:
-    """Prepare y [M, N] = phi(x [M, K] w [N, K]^T + bias [N]), x normalised first, y dropped and measured after."""
-    (M, K), N = x.shape, w.shape[0]
+    """Prepare y [M, N] = phi(x [M, K] w [N, K]^T + bias [N]), x normalised first, y dropped and measured after.
+
+    With w [E, N, K] and bias [E, N] each E-th of the rows has its own.
+    """
+    (M, K), N = x.shape, w.shape[-2]
     tile = config or choose(fwd_problem(x, w, target, pre, norm, dropout, statistics))
-    groups = groups_of(norm, statistics)
+    groups = groups_of(norm, statistics) if w.dim() == 2 else w.shape[0]
     high, wide = -(-M // groups // tile.rows), -(-N // tile.cols)
     arguments: dict[str, object] = {"x": x, "w": w, "bias": bias, "y": y, "pre": pre, "slope": slope}
     arguments |= {"rows": M // groups, "groups": groups, "splits": tile.split, "N": N, "K": K}
-    arguments |= {"x_m": x.stride(0), "x_k": x.stride(1), "w_n": w.stride(0), "w_k": w.stride(1)}
+    arguments |= {"x_m": x.stride(0), "x_k": x.stride(1)} | weight_strides(w)
     arguments |= norm_arguments(norm) | dropout_arguments(dropout) | statistics_arguments(statistics)
     arguments["parts"] = Workspace(groups * high * 2 * N) if statistics else None
     arguments |= shared(tile, groups * high * wide, wide if statistics else 0)
@@ -189,12 +199,23 @@ def fwd_problem(
 ) -> Problem:
     """Describe the forward product to the choice of a tile: what stands beside it takes registers."""
     op = "linear_fwd" if norm is None else "linear_fwd_norm"
-    size = x.shape[0], w.shape[0], x.shape[1]
+    size = x.shape[0], w.shape[-2], x.shape[1]
     more = sum(thing is not None for thing in (pre, norm, dropout, statistics))
     more += statistics is not None and target.arch not in WGMMA  # seen to spill with a room of 64
-    more += 2 * (w.shape[0] % 16 != 0)  # an address for each element of the output: seen to spill on all
+    more += 2 * (w.shape[-2] % 16 != 0)  # an address for each element of the output: seen to spill on all
     room = (128, 64, 32)[min(more, 2)]
-    return Problem(op, *size, x.dtype.itemsize, target, vectors=regular(x, w), splits=True, accumulators=room)
+    vectors = regular(x, *matrices(w))
+    return Problem(op, *size, x.dtype.itemsize, target, vectors=vectors, splits=True, accumulators=room)
+
+
+def matrices(w: Tensor) -> tuple[Tensor, ...]:
+    """Return a weight [N, K], or of a stack [E, N, K] the first and the second: they tell how all lie."""
+    return (w,) if w.dim() == 2 else tuple(w[:2])
+
+
+def weight_strides(w: Tensor) -> dict[str, object]:
+    """Return the kernels' arguments for a weight [N, K] or a stack [E, N, K]."""
+    return {"w_n": w.stride(-2), "w_k": w.stride(-1), "w_g": None if w.dim() == 2 else w.stride(0)}
 
 
 def groups_of(norm: Norm | None, statistics: Statistics | None) -> int:

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from fastgan.kernels.activation import times_derivative
 from fastgan.kernels.launch import Launch, Workspace, submit
-from fastgan.kernels.linear import Dropout, dropout_arguments, gathered, given, shared
+from fastgan.kernels.linear import Dropout, dropout_arguments, gathered, given, matrices, shared, weight_strides
 from fastgan.kernels.norm import (
     LANES,
     Correction,
@@ -60,14 +60,14 @@ class Below(NamedTuple):
 
 @triton.jit(do_not_specialize=["rows", "splits"])
 def linear_bwd_input_kernel(
-    gy, saved, w, gx, rows, groups, splits, N, K, g_m, g_n, w_n, w_k, slope, up_mean, lift, tilt,
+    gy, saved, w, gx, rows, groups, splits, N, K, g_m, g_n, w_n, w_k, w_g, slope, up_mean, lift, tilt,
     below, in_mean, in_var, in_gamma, in_beta, in_step, in_eps, in_slope, rng, threshold, scale,
     in_lift, in_tilt, ggamma, gbeta, parts, work, ticket,
     ACTIVATION: tl.constexpr, IN_ACTIVATION: tl.constexpr, DROP_FIRST: tl.constexpr, FOURS: tl.constexpr,
     PRECISION: tl.constexpr, EVEN: tl.constexpr, SPLIT: tl.constexpr, LANES: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """One [BM, BK] tile of gx. EVEN: BN divides N."""
+    """One [BM, BK] tile of gx. EVEN: BN divides N. ``w_g``: as in linear.py."""
     tile, part = tl.program_id(0), 0
     if SPLIT:
         tile, part = tile // splits, tile % splits
@@ -77,6 +77,8 @@ def linear_bwd_input_kernel(
     local = tile_m % high * BM + tl.arange(0, BM)  # [BM], in the group
     live = (local < rows)[:, None]
     m = group * rows + local  # [BM]
+    if w_g is not None:
+        w += group * w_g
     k = tile_k.to(tl.int64) * BK + tl.arange(0, BK)  # [BK]
     begin, end = 0, N
     if SPLIT:
@@ -171,16 +173,20 @@ def bwd_input_launch(
     to: NormGradients | None = None,
     config: Config | None = None,
 ) -> Launch:
-    """Prepare gx [M, K] = g [M, N] w [N, K], taken through ``below``, or through the ``norm`` of ``raw`` [M, K]."""
-    (M, N), K = gy.shape, w.shape[1]
+    """Prepare gx [M, K] = g [M, N] w [N, K], taken through ``below``, or through the ``norm`` of ``raw`` [M, K].
+
+    With w [E, N, K] each E-th of the rows has its own.
+    """
+    (M, N), K = gy.shape, w.shape[-1]
     tile = config or choose(bwd_input_problem(gy, saved, w, target, correction, below, norm))
     groups = max(norm.mean.shape[0] if norm else 1, correction.mean.shape[0] if correction else 1)
+    groups = groups if w.dim() == 2 else w.shape[0]
     high, wide = -(-M // groups // tile.rows), -(-K // tile.cols)
     sums = to is not None and any(tensor is not None for tensor in to)
     through = (norm.activation, norm.slope) if norm else (below.activation, below.slope) if below else ("none", 0.0)
     arguments: dict[str, object] = {"gy": gy, "saved": saved, "w": w, "gx": gx, "slope": slope}
     arguments |= {"rows": M // groups, "groups": groups, "splits": tile.split, "N": N, "K": K}
-    arguments |= {"g_m": gy.stride(0), "g_n": gy.stride(1), "w_n": w.stride(0), "w_k": w.stride(1)}
+    arguments |= {"g_m": gy.stride(0), "g_n": gy.stride(1)} | weight_strides(w)
     arguments |= correction_arguments(correction) | norm_arguments(norm) | dropout_arguments(below and below.dropout)
     arguments |= {"below": raw if norm else below and below.saved, "in_slope": through[1]}
     arguments |= dict(zip(("in_lift", "in_tilt", "ggamma", "gbeta"), to or (None,) * 4, strict=True))
@@ -205,9 +211,9 @@ def bwd_input_problem(
 ) -> Problem:
     """Describe the input gradient's product to the choice of a tile: what stands beside it takes registers."""
     op = "linear_bwd_input" if norm is None else "linear_bwd_input_norm"
-    size = gy.shape[0], w.shape[1], gy.shape[1], gy.dtype.itemsize
+    size = gy.shape[0], w.shape[-1], gy.shape[1], gy.dtype.itemsize
     room = 16 if norm and correction else 32 if norm or correction else 64 if below else 128
-    return Problem(op, *size, target, saved is not None, regular(gy, w), True, room)
+    return Problem(op, *size, target, saved is not None, regular(gy, *matrices(w)), True, room)
 
 
 def linear_bwd_input(

@@ -44,24 +44,41 @@ def linear_bwd_weight_kernel(
     gy, saved, x, gw, gb, rows, groups, splits, N, K, g_m, g_n, x_m, x_k, slope, up_mean, lift, tilt,
     in_mean, in_var, in_gamma, in_beta, in_step, in_eps, in_slope, work, columns, ticket,
     ACTIVATION: tl.constexpr, IN_ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
-    EVEN: tl.constexpr, SPLIT: tl.constexpr,
+    EVEN: tl.constexpr, SPLIT: tl.constexpr, STACK: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """One [BN, BK] tile of gW; the first tile across also writes its BN elements of gb. EVEN: BM divides rows."""
+    """One [BN, BK] tile of gW; the first tile across also writes its BN elements of gb. EVEN: BM divides rows.
+
+    STACK: each group of rows has a gW [N, K] and a gb [N] of its own.
+    """
     tile, part = tl.program_id(0), 0
     if SPLIT:
         tile, part = tile // splits, tile % splits
     tiles_k = tl.maximum(tl.cdiv(K, BK), 1)  # with K = 0 there is still a bias gradient to write
-    tile_n, tile_k = tile_of(tile, tl.cdiv(N, BN), tiles_k, GROUP)
+    place = tile
+    if STACK:
+        own = tl.cdiv(N, BN) * tiles_k
+        member, place = tile // own, tile % own
+        gw += member.to(tl.int64) * N * K
+        if gb is not None:
+            gb += member.to(tl.int64) * N
+        if SPLIT and gb is not None:
+            columns += member.to(tl.int64) * splits * N
+    tile_n, tile_k = tile_of(place, tl.cdiv(N, BN), tiles_k, GROUP)
     n = tile_n.to(tl.int64) * BN + tl.arange(0, BN)  # [BN]
     k = tile_k.to(tl.int64) * BK + tl.arange(0, BK)  # [BK]
     lane = tl.arange(0, BM).to(tl.int64)  # [BM]
     in_n, in_k = (n < N)[None, :], (k < K)[None, :]
     high = tl.cdiv(rows, BM)
-    begin, end = 0, high * groups
+    trips = high * groups
+    if STACK:
+        trips = high
+    begin, end = 0, trips
     if SPLIT:
-        share = tl.cdiv(high * groups, splits)
-        begin, end = part * share, tl.minimum(part * share + share, high * groups)
+        share = tl.cdiv(trips, splits)
+        begin, end = part * share, tl.minimum(part * share + share, trips)
+    if STACK:
+        begin, end = begin + member * high, end + member * high
 
     total = tl.zeros([BN, BK], tl.float32)
     column = tl.zeros([BN], tl.float32)
@@ -119,19 +136,25 @@ def bwd_weight_launch(
     norm: Norm | None = None,
     config: Config | None = None,
 ) -> Launch:
-    """Prepare gw [N, K] = g [M, N]^T u [M, K], u being x or x normalised, and gb [N] where it is given."""
+    """Prepare gw [N, K] = g [M, N]^T u [M, K], u being x or x normalised, and gb [N] where it is given.
+
+    With gw [E, N, K] and gb [E, N] each is the sum over its E-th of the rows.
+    """
     (M, N), K = gy.shape, x.shape[1]
-    tile = config or choose(bwd_weight_problem(gy, saved, x, target, correction, norm))
+    members = 1 if gw.dim() == 2 else gw.shape[0]
+    tile = config or choose(bwd_weight_problem(gy, saved, x, target, correction, norm, members=members))
     groups = max(norm.mean.shape[0] if norm else 1, correction.mean.shape[0] if correction else 1)
-    tiles, rows = tile.tiles(N, K), M // groups
+    groups = groups if gw.dim() == 2 else members
+    tiles, rows = members * tile.tiles(N, K), M // groups
     arguments: dict[str, object] = {"gy": gy, "saved": saved, "x": x, "gw": gw, "gb": gb, "slope": slope}
     arguments |= {"rows": rows, "groups": groups, "splits": tile.split, "N": N, "K": K}
     arguments |= {"g_m": gy.stride(0), "g_n": gy.stride(1), "x_m": x.stride(0), "x_k": x.stride(1)}
     arguments |= correction_arguments(correction) | norm_arguments(norm) | shared(tile, tiles, 0)
     split_bias = gb is not None and tile.split > 1
-    arguments["columns"] = Workspace(tile.split * N) if split_bias else None
+    arguments["columns"] = Workspace(members * tile.split * N) if split_bias else None
     constexprs: dict[str, object] = {"ACTIVATION": activation, "IN_ACTIVATION": norm.activation if norm else "none"}
     constexprs |= {"PRECISION": target.precision, "EVEN": rows % tile.depth == 0, "SPLIT": tile.split > 1}
+    constexprs["STACK"] = gw.dim() == 3
     constexprs |= {"BN": tile.rows, "BK": tile.cols, "BM": tile.depth, "GROUP": GROUP}
     return Launch(linear_bwd_weight_kernel, arguments, constexprs, tiles * tile.split, tile)
 
@@ -143,10 +166,12 @@ def bwd_weight_problem(
     target: Target,
     correction: Correction | None = None,
     norm: Norm | None = None,
+    *,
+    members: int = 1,
 ) -> Problem:
     """Describe the weight gradient's product to the choice of a tile: what stands beside it takes registers."""
     op = "linear_bwd_weight" if norm is None else "linear_bwd_weight_norm"
-    size = gy.shape[1], x.shape[1], gy.shape[0], gy.dtype.itemsize
+    size = members * gy.shape[1], x.shape[1], gy.shape[0] // members, gy.dtype.itemsize
     room = 16 if norm and correction else 32 if norm or correction else 128
     return Problem(op, *size, target, saved is not None, regular(gy, x), True, room)
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from fastgan.cli import train_ensemble
 from fastgan.cli.arguments import Flag, Text, Whole, folder, parse, shown
 from fastgan.cli.output import say
 from fastgan.errors import UserError
@@ -45,6 +46,10 @@ class Arguments:
     """Continue a run: the one at --out, else the newest of the preset."""
     force: Flag = False
     """With --resume: allow keys to differ from the stored configuration."""
+    ensemble: Whole = None
+    """Train so many at once, of seeds SEED, SEED + 1, ...: small networks (mlp) only, in runs/PRESET-ensemble."""
+    vary: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="KEY=V1,V2,...")] = ()
+    """A value for each member of an ensemble, such as generator_optimizer.lr=1e-4,2e-4. Repeatable."""
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="KEY=VALUE")] = ()
     """Any key of the configuration, such as log_every=10 or generator_optimizer.lr=1e-4. Repeatable."""
 
@@ -60,6 +65,8 @@ def main(arguments: Sequence[str]) -> int:
         say(_listing())
         return 0
     keys = _keys(wishes)
+    if train_ensemble.meant(wishes):
+        return train_ensemble.train(wishes, keys, _config(wishes, keys) if wishes.target else None)
     path = _to_resume(wishes, keys) if wishes.resume else None
     with held(path) if path else nullcontext():  # nobody else trains on while we read its checkpoint
         trainer = _resumed(wishes, keys, path) if wishes.resume else _started(wishes, keys)

@@ -1,11 +1,13 @@
 """Layers: subclasses of torch.nn's own, with the same parameters and the same state_dict."""
 
 from fastgan.nn.batch_norm import BatchNorm1dAct, BatchNorm2dAct
+from fastgan.nn.batch_norm_stack import BatchNorm1dActStack
 from fastgan.nn.chain import Chain
 from fastgan.nn.concat_linear import ConcatLinearAct
 from fastgan.nn.conv import Conv1dAct, Conv2dAct, ConvTranspose1dAct, ConvTranspose2dAct
 from fastgan.nn.diff_augment import DiffAugment
 from fastgan.nn.linear import LinearAct
+from fastgan.nn.linear_act_stack import LinearActStack
 from fastgan.nn.loss import BCELoss, BCEWithLogitsLoss, GANLoss
 from fastgan.nn.maxout import Maxout
 from fastgan.nn.sample_by_sample import sample_by_sample
@@ -16,6 +18,7 @@ __all__ = [
     "BCELoss",
     "BCEWithLogitsLoss",
     "BatchNorm1dAct",
+    "BatchNorm1dActStack",
     "BatchNorm2dAct",
     "Chain",
     "ConcatLinearAct",
@@ -27,6 +30,7 @@ __all__ = [
     "Embedded",
     "GANLoss",
     "LinearAct",
+    "LinearActStack",
     "Maxout",
     "sample_by_sample",
     "spectral_norm",

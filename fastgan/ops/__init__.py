@@ -17,6 +17,7 @@ from fastgan.ops.interpolate import interpolate as interpolate
 from fastgan.ops.latent import labels as labels
 from fastgan.ops.latent import latent as latent
 from fastgan.ops.linear import linear_act as linear_act
+from fastgan.ops.linear_act_stack import linear_act_stack as linear_act_stack
 from fastgan.ops.maxout import maxout as maxout
 from fastgan.ops.norm_penalty import norm_penalty as norm_penalty
 from fastgan.ops.permutation import permuted as permuted

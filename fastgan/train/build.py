@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -61,10 +62,28 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+_read: ContextVar[dict[object, Dataset] | None] = ContextVar("read", default=None)
+
+
+@contextmanager
+def data_read_once() -> Iterator[None]:
+    """Context in which all who ask ``dataset`` for the same data get one and the same."""
+    token = _read.set({})
+    try:
+        yield
+    finally:
+        _read.reset(token)
+
+
 def dataset(config: Config, where: torch.device) -> Dataset:
     """The data that the configuration names, on the device where it fits."""
-    samples = data.load(config.data, image_size=config.image_size)
-    return samples.to(where, resident=config.resident == "auto")
+    known, key = _read.get(), (config.data, config.image_size, where, config.resident)
+    if known is not None and key in known:
+        return known[key]
+    found = data.load(config.data, image_size=config.image_size).to(where, resident=config.resident == "auto")
+    if known is not None:
+        known[key] = found
+    return found
 
 
 def check(config: Config, samples: Dataset) -> None:

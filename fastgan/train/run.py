@@ -77,6 +77,8 @@ def stored(path: Path) -> Config:
             f"there is no run at {path}: give the folder that 'fastgan train' printed, such as runs/gan-digits"
         )
     if not (path / CONFIG).is_file():
+        if (path / "ensemble.json").is_file():
+            raise UserError(f"{path} is an ensemble: give the run of one of its members, such as {path}/member-00")
         raise UserError(f"{path} is not a run of fastgan: it has no {CONFIG}")
     return from_file(path / CONFIG)
 
