@@ -230,11 +230,12 @@ class Ensemble:
 
     @contextmanager
     def _stream(self) -> Iterator[None]:
-        """Context in which a captured step's random numbers are the first member's; else each takes its own."""
-        if not self._captured:
-            yield
-            return
-        with self.members[0]._parts.stream.running():
+        """Context of steps: data are read ahead, a captured one's random numbers are the first member's."""
+        with ExitStack() as kept:
+            for trainer in self.members:
+                kept.enter_context(trainer._draws.running())
+            if self._captured:  # else each member takes its own
+                kept.enter_context(self.members[0]._parts.stream.running())
             yield
 
     def _loop(self, total: int, bar: tqdm[Any], interrupts: Interrupts, progress: bool) -> None:
@@ -246,7 +247,10 @@ class Ensemble:
         step = first
         while step < total and not interrupts.exit_code:
             stretch = self.members[0]._stretch(total)
-            self._run(tuple([self._iterate.pattern(step + later) for later in range(stretch)]))
+            with ExitStack() as lent:
+                for trainer in self.members:
+                    lent.enter_context(trainer._draws.ready(stretch))
+                self._run(tuple([self._iterate.pattern(step + later) for later in range(stretch)]))
             step += stretch
             elapsed = time.perf_counter() - started
             for trainer, before, were in zip(self.members, seconds, images, strict=True):
@@ -257,7 +261,7 @@ class Ensemble:
             saves = self.out is not None and step % config.checkpoint_every == 0
             draws = self.out is not None and step % config.sample_every == 0
             if whole or step == total:
-                self._each(lambda t, how=whole: t._journal.begin(quiet, t._row(), rate=0.0, whole=how), progress)  # type: ignore[misc]
+                self._each(lambda t, how=whole: t._journal.begin(quiet, t._row(how), rate=0.0, whole=how), progress)  # type: ignore[misc]
                 rows = [t.history[-1] for at, t in enumerate(self.members) if at not in self.gone and t.history]
                 bar.set_postfix(shown(rows, len(self), (step - first) / max(elapsed, 1e-9)), refresh=False)
             self._each(lambda trainer, wait=draws or saves: trainer._journal.finish(quiet, waits=wait), progress)  # type: ignore[misc]

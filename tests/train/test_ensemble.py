@@ -107,6 +107,13 @@ def test_each_member_has_its_own_numbers() -> None:
         torch.testing.assert_close(member.sample(5, seed=1), single.sample(5, seed=1), rtol=1e-3, atol=1e-4)
 
 
+def test_members_whose_data_are_read_ahead() -> None:
+    read = [
+        Ensemble("ring8", seeds=SEEDS, resident=where, **SMALL).fit(7, progress=False) for where in ("never", "auto")
+    ]
+    assert all(same(bits(one), bits(other)) for one, other in zip(*(e.members for e in read), strict=True))
+
+
 def test_what_members_draw_is_drawn_as_a_graph_would() -> None:
     """Under the rules of a CUDA graph: nothing that a capture forbids, and the members' own draws by the clock."""
     keys = SMALL | {"steps": 4, "log_every": 2, "noise": 0.1}
