@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from fastgan.errors import UserError
+from fastgan.train.files import plainly
 
 NAME = ".lock"
 
@@ -18,11 +19,14 @@ _held: dict[Path, int] = {}  # folders that this process holds, and how often
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Context in which ``folder``, an existing one, is this process's. Raises UserError where it is another's.
+    """Context in which ``folder``, made where it is not there, is this process's. Raises UserError where it is
+    another's, or nobody may write there.
 
     The operating system takes the lock off when its holder ends, however it ends: what a killed run leaves is a file
     that locks nothing. It says who the holder is. A process may hold a folder several times.
     """
+    with plainly(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     key = folder.resolve()
     file = None if key in _held else _locked(folder)
     _held[key] = _held.get(key, 0) + 1
@@ -39,7 +43,8 @@ def held(folder: Path) -> Iterator[None]:
 def _locked(folder: Path) -> IO[str]:
     path = folder / NAME
     while True:
-        file = path.open("a+", encoding="utf-8")
+        with plainly(folder):
+            file = path.open("a+", encoding="utf-8")
         if not _take(file):
             file.seek(0)
             holder = file.read().strip() or "another process"
@@ -48,9 +53,10 @@ def _locked(folder: Path) -> IO[str]:
         if _is(file, path):
             break
         file.close()  # its holder has just removed it
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}")
-    file.flush()
+    with plainly(path):
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
     return file
 
 

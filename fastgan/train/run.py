@@ -35,6 +35,15 @@ def create(config: Config, out: Path | None) -> Path:
     return path
 
 
+def tidy(path: Path) -> None:
+    """Clear away what a process left in a run's folder that was killed. Only for who holds it (train.lock)."""
+    for folder in (path / "checkpoints", path / "checkpoints" / checkpoint.BEST):
+        checkpoint.tidy(folder)
+    for folder, pattern in ((path, f"{DRAFT}*"), (path, ".*.writing"), (path / "samples", ".*.writing")):
+        for left in folder.glob(pattern):
+            left.unlink(missing_ok=True)
+
+
 def write_config(path: Path, config: Config) -> None:
     """Write ``config.yaml``, whole or not at all."""
     with replacing(path / CONFIG) as temporary:
@@ -49,7 +58,9 @@ def _publish(path: Path, config: Config) -> None:
         os.link(temporary, path / CONFIG)  # a rename would replace what another process has just written
     except FileExistsError as error:
         raise _taken(path) from error
-    except OSError:  # a file system without hard links
+    except OSError as error:  # a file system without hard links
+        if (path / CONFIG).exists():
+            raise _taken(path) from error
         os.replace(temporary, path / CONFIG)
     finally:
         temporary.unlink(missing_ok=True)
@@ -83,8 +94,13 @@ def stored(path: Path) -> Config:
 
 def latest_checkpoint(path: Path) -> checkpoint.Checkpoint | None:
     """The newest whole checkpoint of the run in ``path``, verified; None where none was written yet."""
-    found = checkpoint.whole(path / "checkpoints")
-    return checkpoint.load(found[-1]) if found else None
+    while found := checkpoint.whole(path / "checkpoints"):
+        try:
+            return checkpoint.load(found[-1])
+        except UserError:
+            if found[-1].exists():
+                raise  # else: the run has gone on meanwhile, and removed it for a newer one
+    return None
 
 
 def opened(path: Path) -> tuple[Config, checkpoint.Checkpoint | None]:
