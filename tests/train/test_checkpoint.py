@@ -61,7 +61,7 @@ def test_a_full_disk_leaves_the_former_checkpoints_and_nothing_else(tmp_path, mo
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "_write", full)
-    with pytest.raises(UserError, match="No space left on device.*make room"):
+    with pytest.raises(UserError, match=r"No space left on device.*make room"):
         checkpoint.save(tmp_path, content(2), keep=1)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
     assert checkpoint.load(tmp_path / "step-00000001").step == 1
