@@ -73,9 +73,8 @@ def keys_of(text: str, path: str | os.PathLike[str]) -> dict[str, Any]:
     """The keys that the text of the file at ``path`` sets."""
     try:
         values = plain.loaded(text, why="reading a configuration file")
-    except plain.errors() as error:
-        where = " ".join(str(error).split())
-        raise UserError(f"{path} is not YAML: {where[:300]}") from error
+    except plain.NotPlainError as error:
+        raise UserError(f"{path} is not YAML: {error}") from error
     if not isinstance(values, Mapping):
         raise UserError(f"{path} is no configuration: it should hold lines such as 'preset: mlp' and 'steps: 1000'")
     return dict(values)

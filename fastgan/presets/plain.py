@@ -12,25 +12,20 @@ MOST, DEEPEST, ALIASES = 10_000, 20, 100  # values that aliases unfold into, val
 
 
 class NotPlainError(ValueError):
-    """A text that holds more than a configuration can, or what none has."""
+    """A text that is no YAML, holds more than a configuration can, or what none has."""
 
 
 def loaded(text: str, why: str) -> Any:
-    """The value that a YAML text spells. Raises NotPlainError, or what else is wrong with it as one of ``errors()``.
-
-    ``why`` says what needs PyYAML where it is missing.
-    """
+    """The value that a YAML text spells. Raises NotPlainError; ``why`` says what needs PyYAML where it is missing."""
     yaml = require("yaml", why=why)
     if len(text) > LONGEST:
         raise NotPlainError(f"it has {len(text)} characters, and no configuration has more than {LONGEST}")
-    value = yaml.load(text, Loader=_loader())
+    try:
+        value = yaml.load(text, Loader=_loader())
+    except Exception as error:  # of a foreign tag or date PyYAML makes whatever its code stumbles over
+        raise NotPlainError(" ".join(str(error).split())[:300] or type(error).__name__) from error
     _check(value)
     return value
-
-
-def errors() -> tuple[type[Exception], ...]:
-    """What a text that is no YAML, or too much of it, raises."""
-    return (require("yaml", why="reading YAML").YAMLError, ValueError, TypeError, RecursionError)
 
 
 def _check(value: Any) -> None:
@@ -56,7 +51,7 @@ def _loader() -> Any:
     """PyYAML's safe loader, which builds plain data only, with bounds on what an alias or a merge may multiply."""
     yaml = require("yaml", why="reading YAML")
 
-    class Bounded(yaml.SafeLoader):  # type: ignore[misc, name-defined]
+    class Bounded(yaml.SafeLoader):  # type: ignore[name-defined]
         aliases = 0
 
         def compose_node(self, parent: Any, index: Any) -> Any:

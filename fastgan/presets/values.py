@@ -16,7 +16,7 @@ def parse(text: str) -> Any:
     """The value that ``text`` spells in YAML: ``3``, ``[128, 256]``, ``true``, ``digits``."""
     try:
         return plain.loaded(text, why="reading configuration values")
-    except plain.errors() as error:
+    except plain.NotPlainError as error:
         raise UserError(f"{_shown(text)} is not a value: write it as YAML, such as 3, [128, 256] or digits") from error
 
 

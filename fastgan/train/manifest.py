@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -60,8 +59,10 @@ def read(content: bytes, files: Sequence[str], optional: Sequence[str]) -> tuple
     _check(values)
     if not _about(sums, files, optional, lambda value: _named(value) and re.fullmatch("[0-9a-f]{64}", value)):
         raise DamagedError("lists other files than a checkpoint has")
-    if sizes and not (_about(sizes, files, optional, _count) and sizes.keys() == sums.keys()):
-        raise DamagedError("gives other sizes than files have")
+    if sizes is None:
+        sizes = {}
+    elif not _about(sizes, files, optional, _count) or sizes.keys() != sums.keys():
+        raise DamagedError("gives sizes of other files than a checkpoint has")
     return values, sums, sizes
 
 
@@ -70,17 +71,16 @@ def digest(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
-def _first(manifest: Values) -> tuple[Values, Any, Values]:
+def _first(manifest: Values) -> tuple[Values, Any, None]:
     values = {"stuck": [0, 0], "rollbacks": 0, "lr_factor": 1.0, "last_row": manifest.get("step"), **_own(manifest)}
-    return values, manifest.get("sha256"), {}
+    return values, manifest.get("sha256"), None
 
 
 def _second(manifest: Values) -> tuple[Values, Any, Any]:
-    sizes = manifest.get("bytes")
-    return _own(manifest), manifest.get("sha256"), sizes if sizes else None
+    return _own(manifest), manifest.get("sha256"), manifest.get("bytes", ())
 
 
-READERS: dict[int, Callable[[Values], tuple[Values, Any, Any]]] = {1: _first, 2: _second}
+READERS: dict[int, Callable[[Values], tuple[Values, Any, Any]]] = {1: _first, 2: _second}  # None: it knew no sizes
 
 
 def _own(manifest: Values) -> Values:
@@ -107,7 +107,7 @@ def _count(value: Any) -> bool:
 
 
 def _number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    return type(value) in (int, float) and abs(value) < 1e300
 
 
 def _named(value: Any) -> bool:
