@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -53,10 +53,9 @@ def _locked(folder: Path) -> IO[str]:
         if _is(file, path):
             break
         file.close()  # its holder has just removed it
-    with plainly(path):
+    with suppress(OSError):  # it is locked without it, too: on a full disk there may be no room to say by whom
         file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
+        os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
     return file
 
 
