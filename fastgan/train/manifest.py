@@ -77,7 +77,7 @@ def _first(manifest: Values) -> tuple[Values, Any, None]:
 
 
 def _second(manifest: Values) -> tuple[Values, Any, Any]:
-    return _own(manifest), manifest.get("sha256"), manifest.get("bytes", ())
+    return _own(manifest), manifest.get("sha256"), manifest.get("bytes") or ()
 
 
 READERS: dict[int, Callable[[Values], tuple[Values, Any, Any]]] = {1: _first, 2: _second}  # None: it knew no sizes

@@ -1,7 +1,5 @@
 """Checkpoints: exact, atomic, pruned; any damage is found before anything is read from it."""
 
-import json
-
 import pytest
 import torch
 
@@ -100,35 +98,3 @@ def test_damage_is_found(tmp_path, file, damage):
         checkpoint.load(path)
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
-
-
-def test_every_flipped_byte_of_the_manifest_is_found(tmp_path):
-    path = checkpoint.save(tmp_path, content(4), keep=3) / "manifest.json"
-    raw = path.read_bytes()
-    for index in range(len(raw)):
-        path.write_bytes(raw[:index] + bytes([raw[index] ^ 1]) + raw[index + 1 :])
-        if json_equal(path.read_bytes(), raw):  # a blank that became another blank
-            continue
-        with pytest.raises(UserError):
-            checkpoint.load(path.parent)
-
-
-def json_equal(left, right):
-    try:
-        return json.loads(left) == json.loads(right)
-    except ValueError:
-        return False
-
-
-def test_other_versions_and_foreign_folders(tmp_path):
-    path = checkpoint.save(tmp_path, content(4), keep=3)
-    manifest = json.loads((path / "manifest.json").read_text())
-    (path / "manifest.json").write_text(json.dumps({**manifest, "version": 99}))
-    with pytest.raises(UserError, match="version 99"):
-        checkpoint.load(path)
-    (path / "manifest.json").write_text('{"weights": 1}')
-    with pytest.raises(UserError, match="not a checkpoint of fastgan"):
-        checkpoint.load(path)
-    (path / "manifest.json").write_text("[" * 100_000)
-    with pytest.raises(UserError, match="not JSON"):
-        checkpoint.load(path)
