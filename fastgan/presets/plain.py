@@ -43,7 +43,9 @@ def _check(value: Any) -> None:
         elif isinstance(node, list):
             left += [(item, depth + 1) for item in node]
         elif not isinstance(node, str | int | float | None):
-            raise NotPlainError(f"it holds a {type(node).__name__}, which no key takes: put it in quotes if it is a text")
+            raise NotPlainError(
+                f"it holds a {type(node).__name__}, which no key takes: put it in quotes if it is a text"
+            )
 
 
 @cache

@@ -16,7 +16,7 @@ from fastgan.train.checkpoint import Checkpoint
 from fastgan.train.metrics import Meter
 
 NEEDED = ("images", "seconds", "drawn", "optimizer_scalars")  # plain values without which no run goes on
-GENERATORS = ("cpu", "cuda", "latents", "noise")
+REST = re.compile(r"(?:rank[0-9]{1,9}\.)?(?:meter|meter_counts|rng\.(cpu|cuda|latents|noise|common))")
 ENTRY = re.compile(rf"(generator|discriminator)_optimizer\.([0-9]{{1,9}}|{EXTRAS})\.(.+)", re.DOTALL)
 COUNTS = {"skipped", "averaged"}  # of EXTRAS
 
@@ -48,28 +48,31 @@ def check_training(checkpoint: Checkpoint, optimizers: Mapping[str, Any], meter:
             raise _another(f"version: it does not say {name}")
     training = checkpoint.tensors["training"]
     for name in [*training, *checkpoint.values["optimizer_scalars"]]:
-        if not ENTRY.fullmatch(name) and name not in {"meter", "meter_counts", *(f"rng.{kind}" for kind in GENERATORS)}:
+        if not ENTRY.fullmatch(name) and not REST.fullmatch(name):
             raise _another(f"version: it has {name[:80]!r}")
     sums, counts = training.get("meter"), training.get("meter_counts")
     if sums is None or counts is None or sums.shape != counts.shape or sums.ndim != 1:
         raise _another("version: its sums of metrics are not whole")
     if sums.dtype != meter.sums.dtype or counts.dtype != meter.counts.dtype:
         raise _another("version: its sums of metrics are of another kind")
-    where = {"cuda": "cuda", **dict.fromkeys(("latents", "noise"), checkpoint.values.get("latent_device", "cpu"))}
-    for kind in GENERATORS:
-        if f"rng.{kind}" in training:
-            _check_generator(kind, where.get(kind, "cpu"), training[f"rng.{kind}"])
-
-
-def _check_generator(kind: str, device: str, state: Tensor) -> None:
+    device = checkpoint.values.get("latent_device", "cpu")
     if device not in ("cpu", "cuda"):
         raise _another(f"version: its latents are of the device {device[:20]!r}")
+    for name, value in training.items():
+        if (rest := REST.fullmatch(name)) and (kind := rest[1]):
+            _check_generator(name, {"cpu": "cpu", "cuda": "cuda", "common": None}.get(kind, device), value)
+
+
+def _check_generator(name: str, device: str | None, state: Tensor) -> None:
+    """Raise UserError unless it is the state of a generator of the device; None: of the one that its size is of."""
+    if device is None:
+        device = "cpu" if state.shape == torch.Generator().get_state().shape else "cuda"
     if device == "cuda" and not torch.cuda.is_available():  # then it will not be used here
         return
     try:
         torch.Generator(device).set_state(state.clone())
     except (RuntimeError, TypeError) as error:
-        raise _another(f"version: rng.{kind} is no state of a generator") from error
+        raise _another(f"version: {name} is no state of a generator") from error
 
 
 def _check_moments(side: str, parameters: Sequence[Tensor], states: Mapping[int, Mapping[str, Any]]) -> None:

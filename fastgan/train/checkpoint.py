@@ -55,7 +55,9 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     final = folder / f"step-{checkpoint.step:08d}"
     temporary = folder / f"{UNFINISHED}{final.name}"
     with plainly(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        if not folder.exists():
+            folder.mkdir(parents=True)
+            sync_folder(folder.parent)
         tidy(folder)  # what a killed process left
         space.check(folder, space.size(checkpoint))
         try:
@@ -94,8 +96,11 @@ def names(held: Container[str], suffix: str = "") -> Iterator[str]:
     yield from (name for name in OPTIONAL if f"{name}{suffix}" in held)
 
 
-def tidy(folder: Path) -> None:
-    """Clear away what a process left that was killed. Only for who holds the run: another may be at work there."""
+def tidy(folder: Path, keep: int | None = None) -> None:
+    """Clear away what a process left that was killed, and all but the ``keep`` newest checkpoints.
+
+    Only for who holds the run: another may be at work there.
+    """
     for former in folder.glob(f"{FORMER}*"):
         final = folder / former.name.removeprefix(FORMER)
         if final.exists():
@@ -104,6 +109,8 @@ def tidy(folder: Path) -> None:
             os.replace(former, final)
     for unfinished in folder.glob(f"{UNFINISHED}*"):
         shutil.rmtree(unfinished, ignore_errors=True)
+    for old in whole(folder)[:-keep] if keep else ():
+        _remove(old)
 
 
 def _remove(path: Path) -> None:

@@ -119,7 +119,7 @@ def _pair(value: Any) -> bool:
 
 
 KINDS: dict[str, Callable[[Any], bool]] = {
-    **dict.fromkeys(("step", "images", "drawn", "last_row", "rollbacks"), _count),
+    **dict.fromkeys(("step", "images", "drawn", "last_row", "rollbacks", "world"), _count),
     **dict.fromkeys(("skipped", "stuck"), _pair),
     "seconds": lambda value: _number(value) and value >= 0,
     "lr_factor": lambda value: _number(value) and 0 < value <= 1,

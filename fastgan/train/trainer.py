@@ -232,14 +232,14 @@ class Trainer:
         """
         out, folder = self.out, self.out / "checkpoints" if self.out else None
         state.refresh_shadows(self.players)
-        if out:
-            run.tidy(out)
         if out and folder and self.step == 0:
             if self._saved_at < 0 and checkpoint.whole(folder):
                 raise UserError(f"{out} holds the checkpoints of a run already: resume from one, or give another out")
             run.write_config(out, self.config)
             self._journal.rewind(0, 0)
             self._alarms.rewind([], -1)
+        if out:
+            run.tidy(out, self.config.keep_checkpoints)
         if folder and self._best:
             self._best.begin(folder, self.step)
         if out and self._board:
