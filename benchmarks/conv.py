@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from argparse import ArgumentParser
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,10 +20,11 @@ from fastgan.benchmarks.baselines import conv as torchs
 from fastgan.benchmarks.baselines.conv import operands_of, work
 from fastgan.benchmarks.baselines.linear import Forward
 from fastgan.benchmarks.ceilings import MATRIX, TF32_ULP
+from fastgan.benchmarks.contenders import field, raced, warned
 from fastgan.benchmarks.conv_problems import by_ours
-from fastgan.benchmarks.linear import DTYPES, SMOKE, Backward, compilations, graphs_kept, under
-from fastgan.benchmarks.race import Contender, Workload, race
-from fastgan.benchmarks.record import Row, Timed, said
+from fastgan.benchmarks.linear import DTYPES, SMOKE, Backward, graphs_kept
+from fastgan.benchmarks.race import Contender, Workload
+from fastgan.benchmarks.record import Row, Timed
 from fastgan.benchmarks.setting import Setting
 from fastgan.benchmarks.speedups import OURS, speedups, summary
 from fastgan.benchmarks.suites import Suite, Task
@@ -99,7 +100,16 @@ def measure(setting: Setting, layer: Convolution, batch: int, dtype: str, direct
     layer = layer if direction == "block" else replace(layer, norm=None)
     with torchs.cudnn(dtype), graphs_kept("both" if direction in ("block", "forward") else "backward"):
         inputs = functools.partial(operands_of, layer, batch, dtype, direction)
-        contenders, absent = field(setting, layer, dtype, direction, inputs)
+        contenders, absent = field(
+            setting,
+            OP,
+            dtype,
+            inputs,
+            {"eager": torchs.eager(layer)},
+            functools.partial(torchs.compiled, layer),
+            ours(layer),
+            functools.partial(directed, layer, direction),
+        )
         flops, moved = work(layer, batch, direction, MATRIX[dtype].itemsize)
         workload = Workload(
             title(layer, direction),
@@ -112,14 +122,8 @@ def measure(setting: Setting, layer: Convolution, batch: int, dtype: str, direct
             moved=moved,
             ulp=TF32_ULP if dtype == "tf32" else None,
         )
-        rows = race(workload, setting)
-        rows += [
-            Timed(workload.name, name, workload.shape, dtype, baseline="eager", note=why)
-            for name, why in absent.items()
-        ]
-        for row in rows:
-            said_of = remarks(setting, layer, batch, dtype, direction, row.variant)
-            row.note = "; ".join(filter(None, (row.note, *said_of))) or None
+        said_of = functools.partial(remarks, setting, layer, batch, dtype, direction)
+        rows = raced(workload, setting, absent, said_of)
     yield from rows
 
 
@@ -145,8 +149,6 @@ def remarks(
     """Yield what a reader of a row must know."""
     from fastgan.ops.backend import backend, choose
 
-    if not setting.on_gpu:
-        yield "CPU"
     if layer.times > 1:
         yield f"its network has {layer.times} of them"
     if variant == "fastgan auto":
@@ -157,46 +159,6 @@ def remarks(
             directions = DIRECTIONS[1:] if direction == "block" else (direction,)
             library = [name for name in directions if not by_ours(layer, batch, dtype, name, setting.device)]
             yield f"{' and '.join(library)} {LEFT}" if library else CHOSEN
-
-
-def field(
-    setting: Setting,
-    layer: Convolution,
-    dtype: str,
-    direction: str,
-    inputs: Callable[[torch.Generator], tuple[Tensor, ...]],
-) -> tuple[dict[str, Contender], dict[str, str]]:
-    """Return the contenders, the baseline first, and why others are absent."""
-    forwards: dict[str, Forward] = {"eager": torchs.eager(layer)}
-    absent: dict[str, str] = {}
-    for name, mode in compilations(setting).items():
-        if setting.smoke:
-            absent[name] = "not measured: the smoke form compiles nothing"
-            continue
-        try:
-            forward = torchs.compiled(layer, mode)
-            directed(layer, direction, forward)(*inputs(setting.generator()))
-            forwards[name] = forward
-        except Exception as error:  # no compiler on this machine, or one that fails
-            absent[name] = f"not measured: {said(error)}"
-    forwards["fastgan auto"] = under("auto", ours(layer))
-    if (why := obstacle(setting, dtype)) is None:
-        forwards["fastgan triton"] = under("triton", ours(layer))
-    else:
-        absent["fastgan triton"] = f"not measured: {why}"
-    return {name: directed(layer, direction, forward) for name, forward in forwards.items()}, absent
-
-
-def obstacle(setting: Setting, dtype: str) -> str | None:
-    """Say why our kernels cannot run here by themselves; None where they can."""
-    from fastgan.ops.backend import backend, choose
-
-    try:
-        with backend("triton"):
-            choice = choose(OP, setting.device, MATRIX[dtype])
-    except UserError as error:
-        return str(error)
-    return None if choice.backend == "triton" else choice.why
 
 
 def ours(layer: Convolution) -> Forward:
@@ -279,8 +241,7 @@ def directed(layer: Convolution, direction: str, forward: Forward) -> Contender:
 
 def closing(rows: Sequence[Row]) -> Iterator[str]:
     """Say how much faster ours is than the best of the others, and how much of DCGAN's work auto gives to ours."""
-    if any(isinstance(row, Timed) and "CPU" in (row.note or "").split("; ") for row in rows):
-        yield "these are rows of a CPU, where auto is plain PyTorch: they say nothing about a GPU"
+    yield from warned(rows)
     for name in OURS:
         found = list(speedups(rows, name))
         for direction in DIRECTIONS:

@@ -17,9 +17,9 @@ from torch import Tensor
 from fastgan.benchmarks.baselines import diff_augment as torchs
 from fastgan.benchmarks.baselines.diff_augment import Forward
 from fastgan.benchmarks.ceilings import MATRIX
-from fastgan.benchmarks.linear import compilations, under
-from fastgan.benchmarks.race import Contender, Workload, race
-from fastgan.benchmarks.record import Row, Timed, said
+from fastgan.benchmarks.contenders import field, nothing_more, raced, warned
+from fastgan.benchmarks.race import Contender, Workload
+from fastgan.benchmarks.record import Row
 from fastgan.benchmarks.setting import Setting
 from fastgan.benchmarks.speedups import OURS, speedups, summary
 from fastgan.benchmarks.suites import Suite, Task
@@ -76,7 +76,16 @@ def shape(batch: int, size: int) -> str:
 def measure(setting: Setting, policy: str, dtype: str, direction: str, batch: int, size: int) -> Iterator[Row]:
     """Race one policy at one size; contenders that this machine cannot run say why not."""
     inputs = functools.partial(operands, dtype, direction, batch, size)
-    contenders, absent = field(setting, policy, dtype, direction, inputs(setting.generator()))
+    contenders, absent = field(
+        setting,
+        "diff_augment",
+        dtype,
+        inputs,
+        {"eager": handed(torchs.eager(policy))},
+        lambda mode: handed(torchs.compiled(policy, mode)),
+        ours(policy),
+        functools.partial(directed, direction),
+    )
     image = batch * CHANNELS * size * size * MATRIX[dtype].itemsize
     workload = Workload(
         title(policy, direction),
@@ -87,12 +96,7 @@ def measure(setting: Setting, policy: str, dtype: str, direction: str, batch: in
         directed(direction, handed(torchs.eager(policy))),
         moved=(2 if direction == "forward" else 4) * image,
     )
-    rows = race(workload, setting)
-    for name, why in absent.items():
-        rows.append(Timed(workload.name, name, workload.shape, dtype, baseline="eager", note=why))
-    for row in rows:
-        row.note = "; ".join(filter(None, (row.note, None if setting.on_gpu else "CPU"))) or None
-    yield from rows
+    yield from raced(workload, setting, absent, nothing_more)
 
 
 def operands(dtype: str, direction: str, batch: int, size: int, generator: torch.Generator) -> tuple[Tensor, ...]:
@@ -107,42 +111,6 @@ def operands(dtype: str, direction: str, batch: int, size: int, generator: torch
     rng = torch.randint(2**62, (2,), device=generator.device, generator=generator)
     parts = [images.requires_grad_(direction != "forward"), rng, *drawn(rng, images.shape)]
     return tuple(parts if direction == "forward" else [*parts, random()])
-
-
-def field(
-    setting: Setting, policy: str, dtype: str, direction: str, inputs: Sequence[Tensor]
-) -> tuple[dict[str, Contender], dict[str, str]]:
-    """Return the contenders, the baseline first, and why others are absent."""
-    forwards: dict[str, Forward] = {"eager": handed(torchs.eager(policy))}
-    absent: dict[str, str] = {}
-    for name, mode in compilations(setting).items():
-        if setting.smoke:
-            absent[name] = "not measured: the smoke form compiles nothing"
-            continue
-        try:
-            forward = handed(torchs.compiled(policy, mode))
-            directed(direction, forward)(*inputs)
-            forwards[name] = forward
-        except Exception as error:  # no compiler on this machine, or one that fails
-            absent[name] = f"not measured: {said(error)}"
-    forwards["fastgan auto"] = under("auto", ours(policy))
-    if (why := obstacle(setting, dtype)) is None:
-        forwards["fastgan triton"] = under("triton", ours(policy))
-    else:
-        absent["fastgan triton"] = f"not measured: {why}"
-    return {name: directed(direction, forward) for name, forward in forwards.items()}, absent
-
-
-def obstacle(setting: Setting, dtype: str) -> str | None:
-    """Say why our kernel cannot run here by itself; None where it can."""
-    from fastgan.ops.backend import backend, choose
-
-    try:
-        with backend("triton"):
-            choice = choose("diff_augment", setting.device, MATRIX[dtype])
-    except UserError as error:
-        return str(error)
-    return None if choice.backend == "triton" else choice.why
 
 
 def ours(policy: str) -> Forward:
@@ -172,8 +140,7 @@ def directed(direction: str, forward: Forward) -> Contender:
 
 def closing(rows: Sequence[Row]) -> Iterator[str]:
     """Say how many times faster ours is than the best of the others."""
-    if any(isinstance(row, Timed) and "CPU" in (row.note or "").split("; ") for row in rows):
-        yield "these are rows of a CPU, where auto is plain PyTorch: they say nothing about a GPU"
+    yield from warned(rows)
     for name in OURS:
         found = list(speedups(rows, name))
         for direction in DIRECTIONS:

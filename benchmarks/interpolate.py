@@ -9,15 +9,15 @@ from __future__ import annotations
 import functools
 import math
 from argparse import ArgumentParser
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from fastgan.benchmarks.ceilings import MATRIX
-from fastgan.benchmarks.linear import compilations, obstacle, under
-from fastgan.benchmarks.race import Contender, Workload, race
-from fastgan.benchmarks.record import Row, Timed, said
+from fastgan.benchmarks.contenders import field, nothing_more, raced, warned, whole
+from fastgan.benchmarks.race import Workload
+from fastgan.benchmarks.record import Row
 from fastgan.benchmarks.setting import Setting
 from fastgan.benchmarks.speedups import OURS, speedups, summary
 from fastgan.benchmarks.suites import Suite, Task
@@ -26,7 +26,6 @@ from fastgan.errors import UserError
 DTYPES = ("bfloat16", "float32")
 SAMPLES = ((3, 64, 64), (3, 32, 32), (784,), (2,), (3, 128, 128), (3, 256, 256))  # of WGAN-GP's networks first
 BATCHES = (64, 256)
-Points = Callable[..., Tensor]  # of real and fake samples (n, ...), rng and alpha (n, 1, ...)
 
 
 def arguments(parser: ArgumentParser) -> None:
@@ -58,15 +57,11 @@ def named(shape: Sequence[int]) -> str:
 def measure(setting: Setting, shape: tuple[int, ...], dtype: str) -> Iterator[Row]:
     """Race one shape; contenders that this machine cannot run say why not."""
     inputs = functools.partial(operands, shape, dtype)
-    contenders, absent = field(setting, dtype, inputs)
+    plain = {"eager": formula, "lerp": by_lerp}
+    contenders, absent = field(setting, "interpolate", dtype, inputs, plain, whole(formula), ours, torch.no_grad())
     moved = 3 * math.prod(shape) * MATRIX[dtype].itemsize
     workload = Workload("interpolate", named(shape), dtype, inputs, contenders, formula, moved=moved)
-    rows = race(workload, setting)
-    for name, why in absent.items():
-        rows.append(Timed(workload.name, name, workload.shape, dtype, baseline="eager", note=why))
-    for row in rows:
-        row.note = "; ".join(filter(None, (row.note, None if setting.on_gpu else "CPU"))) or None
-    yield from rows
+    yield from raced(workload, setting, absent, nothing_more)
 
 
 def operands(shape: tuple[int, ...], dtype: str, generator: torch.Generator) -> tuple[Tensor, ...]:
@@ -97,35 +92,9 @@ def ours(real: Tensor, fake: Tensor, rng: Tensor, alpha: Tensor) -> Tensor:
     return interpolate(real, fake, rng)
 
 
-def field(
-    setting: Setting, dtype: str, inputs: Callable[[torch.Generator], tuple[Tensor, ...]]
-) -> tuple[dict[str, Contender], dict[str, str]]:
-    """Return the contenders, the baseline first, and why others are absent."""
-    found: dict[str, Points] = {"eager": formula, "lerp": by_lerp}
-    absent: dict[str, str] = {}
-    for name, mode in compilations(setting).items():
-        if setting.smoke:
-            absent[name] = "not measured: the smoke form compiles nothing"
-            continue
-        try:
-            torch._dynamo.reset()
-            whole: Points = torch.compile(formula, mode=mode, dynamic=False, fullgraph=True)
-            whole(*inputs(setting.generator()))
-            found[name] = whole
-        except Exception as error:  # no compiler on this machine, or one that fails
-            absent[name] = f"not measured: {said(error)}"
-    found["fastgan auto"] = under("auto", ours)
-    if (why := obstacle(setting, dtype)) is None:
-        found["fastgan triton"] = under("triton", ours)
-    else:
-        absent["fastgan triton"] = f"not measured: {why}"
-    return {name: torch.no_grad()(points) for name, points in found.items()}, absent
-
-
 def closing(rows: Sequence[Row]) -> Iterator[str]:
     """Say how many times faster ours is than the best of the others."""
-    if any(isinstance(row, Timed) and "CPU" in (row.note or "").split("; ") for row in rows):
-        yield "these are rows of a CPU, where auto is plain PyTorch: they say nothing about a GPU"
+    yield from warned(rows)
     for name in OURS:
         yield from summary(name, list(speedups(rows, name)))
 

@@ -23,15 +23,14 @@ FP32_GRADIENTS = "weight gradients are fp32 inside their kernel and could leave 
 ONE_BATCH = "both could be written into halves of one batch"
 CHANNELS = "the linear layer could read or write that order"
 MASKS = "the first pass's kernels have an epilogue for them"
-SLOPES = ("div", "pow", "eq", "masked_fill_", "expand", "neg", "sub")
-
-ONE_KERNEL = "one kernel for the value and its slope"
 
 REASONS: tuple[Reason, ...] = (
     Reason("latents", "latent_kernel", "latents, from the seed and the clock", "G's first layer could draw them"),
     Reason("real batch", "real_batch_kernel", "real samples: gathered, normalised, mirrored, with noise, cast"),
     Reason("noise", "*", "instance noise on what D sees"),
     Reason("*", "interpolate_kernel", "a random point between each real and fake sample, drawn there"),
+    Reason("*", "norm_penalty_fwd_kernel", "norms of the critic's gradients, and their penalty"),
+    Reason("*", "norm_penalty_bwd_kernel", "slope of the penalty, times its weight"),
     Reason("*", "linear_fwd_kernel", "a linear layer: bias, activation, statistics of the norm behind it"),
     Reason("*", "conv_fwd_kernel", "a convolution: bias, activation, statistics of the norm behind it"),
     Reason("*", "*_bwd_weight_kernel", "gradients of a weight and its bias"),
@@ -59,20 +58,14 @@ REASONS: tuple[Reason, ...] = (
     Reason(
         "between",
         "aten.mul",
-        "D's gradient at the fakes becomes G's; the penalty times its weight",
+        "D's gradient at the fakes becomes G's",
         "what follows could",
     ),
-    Reason("between", "aten.add", "loss and penalty together", "backward could begin from both"),
     Reason("penalty", "aten.random_", "the seed of the points", "the clock could be their seed"),
-    Reason("penalty", "aten._to_copy", "logits and gradients to fp32", ONE_KERNEL),
     Reason("penalty", "aten.ones_like", "what backward begins from", "a constant that is kept"),
-    Reason("penalty*", "aten._to_copy", "the same, to bf16", "with it"),
-    Reason("penalty", "aten.*", "norms of the gradients, the penalty, its weight", ONE_KERNEL),
     Reason("backward", "aten.cat", "slopes of both halves of the logits", "the loss could write them as one"),
     Reason("backward", "aten._to_copy", "slopes to bf16", "the loss could write them so"),
-    *(Reason("backward", f"aten.{name}", "slope of the penalty", ONE_KERNEL) for name in SLOPES),
-    Reason("backward", "aten.mul", "slope of the penalty; masks of activations", f"{ONE_KERNEL}; {MASKS}"),
-    *(Reason("backward", f"aten.{name}", "masks of activations, second order", MASKS) for name in ("gt", "where")),
+    Reason("backward", "aten.leaky_relu_backward", "masks of activations, second order", MASKS),
     Reason("*backward", "aten.add*", "gradients of a weight from two passes", "the second could add to the first"),
     Reason("[GD] backward", "aten._to_copy", "gradients to fp32", FP32_GRADIENTS),
     Reason("*backward", "aten.sum", "gradient of a bias beside a product of the library's", "an epilogue"),

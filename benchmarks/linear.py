@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from argparse import ArgumentParser
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -19,14 +19,16 @@ from torch import Tensor
 from fastgan.benchmarks.baselines import linear as torchs
 from fastgan.benchmarks.baselines.linear import Forward, operands_of, work
 from fastgan.benchmarks.ceilings import MATRIX, TF32_ULP, fp32_products
-from fastgan.benchmarks.race import Contender, Workload, race
-from fastgan.benchmarks.record import Row, Timed, said
+from fastgan.benchmarks.contenders import field, raced, warned
+from fastgan.benchmarks.race import Contender, Workload
+from fastgan.benchmarks.record import Row
 from fastgan.benchmarks.setting import Setting
 from fastgan.benchmarks.speedups import OURS, shares, speedups, summary
 from fastgan.benchmarks.suites import Suite, Task
 from fastgan.benchmarks.workloads import LAYERS, Layer
 from fastgan.errors import UserError, unknown
 
+OP = "linear_act"
 DTYPES = ("bfloat16", "tf32", "float32", "float16")  # as the ceilings call them; what matters most first
 SMOKE = ("bfloat16", "float32")
 DIRECTIONS = ("both", "forward", "backward")
@@ -96,7 +98,16 @@ def measure(setting: Setting, layer: Layer, batch: int, dtype: str, direction: s
     """Race one layer in one direction; contenders that this machine cannot run say why not."""
     with fp32_products("high" if dtype == "tf32" else "highest"), graphs_kept(direction):
         inputs = functools.partial(operands_of, layer, batch, dtype, direction)
-        contenders, absent = field(setting, layer, dtype, direction, inputs)
+        contenders, absent = field(
+            setting,
+            OP,
+            dtype,
+            inputs,
+            {"eager": torchs.eager(layer)} | ({"cublaslt": lt} if (lt := torchs.cublaslt(layer)) is not None else {}),
+            functools.partial(torchs.compiled, layer),
+            ours(layer),
+            functools.partial(directed, layer, direction),
+        )
         flops, moved = work(layer, batch, direction, MATRIX[dtype].itemsize)
         workload = Workload(
             title(layer, direction),
@@ -109,12 +120,7 @@ def measure(setting: Setting, layer: Layer, batch: int, dtype: str, direction: s
             moved=moved,
             ulp=TF32_ULP if dtype == "tf32" else None,
         )
-        rows = race(workload, setting)
-    rows += [
-        Timed(workload.name, name, workload.shape, dtype, baseline="eager", note=why) for name, why in absent.items()
-    ]
-    for row in rows:
-        row.note = "; ".join(filter(None, (row.note, *remarks(setting, layer, dtype, row.variant)))) or None
+        rows = raced(workload, setting, absent, functools.partial(remarks, setting, layer, dtype))
     yield from rows
 
 
@@ -134,57 +140,11 @@ def remarks(setting: Setting, layer: Layer, dtype: str, variant: str) -> Iterato
     """Yield what a reader of a row must know."""
     from fastgan.ops.backend import backend, choose
 
-    if not setting.on_gpu:
-        yield "CPU"
     if layer.dropout:
         yield f"without its dropout of {layer.dropout:g}"
     if variant == "fastgan auto":
         with backend("auto"):
             yield f"backend {choose('linear_act', setting.device, MATRIX[dtype]).backend}"
-
-
-def field(
-    setting: Setting, layer: Layer, dtype: str, direction: str, inputs: Callable[[torch.Generator], tuple[Tensor, ...]]
-) -> tuple[dict[str, Contender], dict[str, str]]:
-    """Return the contenders, the baseline first, and why others are absent."""
-    forwards: dict[str, Forward] = {"eager": torchs.eager(layer)}
-    absent: dict[str, str] = {}
-    for name, mode in compilations(setting).items():
-        if setting.smoke:
-            absent[name] = "not measured: the smoke form compiles nothing"
-            continue
-        try:
-            forward = torchs.compiled(layer, mode)
-            directed(layer, direction, forward)(*inputs(setting.generator()))
-            forwards[name] = forward
-        except Exception as error:  # no compiler on this machine, or one that fails
-            absent[name] = f"not measured: {said(error)}"
-    if (epilogue := torchs.cublaslt(layer)) is not None:
-        forwards["cublaslt"] = epilogue
-    forwards["fastgan auto"] = under("auto", ours(layer))
-    if (why := obstacle(setting, dtype)) is None:
-        forwards["fastgan triton"] = under("triton", ours(layer))
-    else:
-        absent["fastgan triton"] = f"not measured: {why}"
-    return {name: directed(layer, direction, forward) for name, forward in forwards.items()}, absent
-
-
-def compilations(setting: Setting) -> dict[str, str | None]:
-    """Return the modes of ``torch.compile`` that are asked for, by the names of their rows."""
-    longer = {"compiled max-autotune": "max-autotune-no-cudagraphs"}
-    return {"compiled": None} | (longer if vars(setting.options).get("max_autotune") else {})
-
-
-def obstacle(setting: Setting, dtype: str) -> str | None:
-    """Say why our kernels cannot run here by themselves; None where they can."""
-    from fastgan.ops.backend import backend, choose
-
-    try:
-        with backend("triton"):
-            choice = choose("linear_act", setting.device, MATRIX[dtype])
-    except UserError as error:
-        return str(error)
-    return None if choice.backend == "triton" else choice.why
 
 
 def ours(layer: Layer) -> Forward:
@@ -236,17 +196,6 @@ class Chained:
                 setattr(module, name, tensor)  # as it is and not as a Parameter: a leaf that gradients are asked for
         leaky = self.layer.activation == "leaky_relu"
         return Chain(linear, norm, torch.nn.LeakyReLU(self.layer.slope) if leaky else torch.nn.ReLU())
-
-
-def under(name: str, forward: Forward) -> Forward:
-    """Return ``forward`` on the backend of that name."""
-    from fastgan.ops.backend import backend
-
-    def call(*operands: Tensor) -> Tensor:
-        with backend(name):
-            return forward(*operands)
-
-    return call
 
 
 def directed(layer: Layer, direction: str, forward: Forward) -> Contender:
@@ -323,8 +272,7 @@ def graphs_kept(direction: str) -> contextlib.AbstractContextManager[object]:
 
 def closing(rows: Sequence[Row]) -> Iterator[str]:
     """Say how much faster ours is than the best of the others, and how near to the matrix rate on large squares."""
-    if any(isinstance(row, Timed) and "CPU" in (row.note or "").split("; ") for row in rows):
-        yield "these are rows of a CPU, where auto is plain PyTorch: they say nothing about a GPU"
+    yield from warned(rows)
     for ours in OURS:
         found = list(speedups(rows, ours))
         for direction in DIRECTIONS:

@@ -15,14 +15,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastgan.benchmarks.ceilings import MATRIX
-from fastgan.benchmarks.linear import compilations, obstacle, under
-from fastgan.benchmarks.race import Contender, Workload, race
-from fastgan.benchmarks.record import Row, Timed, said
+from fastgan.benchmarks.contenders import field, nothing_more, raced, warned, whole
+from fastgan.benchmarks.race import Contender, Workload
+from fastgan.benchmarks.record import Row
 from fastgan.benchmarks.setting import Setting
 from fastgan.benchmarks.speedups import OURS, speedups, summary
 from fastgan.benchmarks.suites import Suite, Task
 from fastgan.objectives import OBJECTIVES
 
+OP = "gan_loss"
 BATCHES = (64, 128, 1024, 8192, 65536)
 DTYPES = ("bfloat16", "float32")
 SIDES = ("discriminator", "generator")
@@ -98,7 +99,10 @@ def measure(setting: Setting, name: str, side: str, batch: int, dtype: str) -> I
     """Race one side of one objective; contenders that this machine cannot run say why not."""
     both = side == "discriminator" or OBJECTIVES[name].needs_real
     inputs = functools.partial(logits, batch, dtype, both)
-    contenders, absent = field(setting, name, side, dtype, inputs)
+    plain = {"eager": in_fp32(EAGER[name, side])}
+    plain |= {"bce_with_logits": in_fp32(LABELS[name, side])} if (name, side) in LABELS else {}
+    compiled = whole(plain["eager"])
+    contenders, absent = field(setting, OP, dtype, inputs, plain, compiled, ours(name, side), with_gradient)
     workload = Workload(
         f"{name} {side}",
         f"{batch}x1",
@@ -108,13 +112,7 @@ def measure(setting: Setting, name: str, side: str, batch: int, dtype: str) -> I
         with_gradient(EAGER[name, side]),
         moved=2.0 * (1 + both) * batch * MATRIX[dtype].itemsize,
     )
-    rows = race(workload, setting)
-    rows += [
-        Timed(workload.name, other, workload.shape, dtype, baseline="eager", note=why) for other, why in absent.items()
-    ]
-    for row in rows:
-        row.note = "; ".join(filter(None, (row.note, None if setting.on_gpu else "CPU"))) or None
-    yield from rows
+    yield from raced(workload, setting, absent, nothing_more)
 
 
 def logits(batch: int, dtype: str, both: bool, generator: torch.Generator) -> tuple[Tensor, ...]:
@@ -124,33 +122,6 @@ def logits(batch: int, dtype: str, both: bool, generator: torch.Generator) -> tu
         for shift in (DISTANCE, -DISTANCE)
     )
     return real.requires_grad_(both), fake.requires_grad_()
-
-
-def field(
-    setting: Setting, name: str, side: str, dtype: str, inputs: Callable[[torch.Generator], tuple[Tensor, ...]]
-) -> tuple[dict[str, Contender], dict[str, str]]:
-    """Return the contenders, the baseline first, and why others are absent."""
-    losses: dict[str, Loss] = {"eager": in_fp32(EAGER[name, side])}
-    absent: dict[str, str] = {}
-    if (name, side) in LABELS:
-        losses["bce_with_logits"] = in_fp32(LABELS[name, side])
-    for variant, mode in compilations(setting).items():
-        if setting.smoke:
-            absent[variant] = "not measured: the smoke form compiles nothing"
-            continue
-        try:
-            torch._dynamo.reset()  # each loss is compiled for itself alone
-            whole: Loss = torch.compile(in_fp32(EAGER[name, side]), mode=mode, dynamic=False, fullgraph=True)
-            with_gradient(whole)(*inputs(setting.generator()))
-            losses[variant] = whole
-        except Exception as error:  # no compiler on this machine, or one that fails
-            absent[variant] = f"not measured: {said(error)}"
-    losses["fastgan auto"] = under("auto", ours(name, side))
-    if (why := obstacle(setting, dtype)) is None:
-        losses["fastgan triton"] = under("triton", ours(name, side))
-    else:
-        absent["fastgan triton"] = f"not measured: {why}"
-    return {variant: with_gradient(loss) for variant, loss in losses.items()}, absent
 
 
 def ours(name: str, side: str) -> Loss:
@@ -185,8 +156,7 @@ def with_gradient(loss: Loss) -> Contender:
 
 def closing(rows: Sequence[Row]) -> Iterator[str]:
     """Say how much faster ours is than the best of the others."""
-    if any(isinstance(row, Timed) and "CPU" in (row.note or "").split("; ") for row in rows):
-        yield "these are rows of a CPU, where auto is plain PyTorch: they say nothing about a GPU"
+    yield from warned(rows)
     for variant in OURS:
         found = list(speedups(rows, variant))
         for side in SIDES:

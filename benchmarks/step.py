@@ -22,8 +22,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from fastgan.benchmarks import ladder, step_goals, step_overhead
-from fastgan.benchmarks.linear import obstacle as ours_obstacle
+from fastgan.benchmarks import contenders, ladder, step_goals, step_overhead
 from fastgan.benchmarks.measure import Call, WallClock, interleave, scaled, synchronize
 from fastgan.benchmarks.record import Check, Row, Timed, said
 from fastgan.benchmarks.rungs import Rung, TrainingStep, our_precision, rungs
@@ -137,7 +136,7 @@ def engine(
 
     why = "rung 1 failed, so there is nothing to check against" if eager is None else None
     if name == "fastgan triton":
-        why = why or ours_obstacle(setting, row.dtype)
+        why = why or contenders.obstacle(setting, "linear_act", row.dtype)
     if why is not None or eager is None:
         row.note = f"not measured: {why}"
         return

@@ -11,13 +11,14 @@ training, makes each gradient that of the whole batch's logits; these penalties 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fastgan.errors import UserError
 from fastgan.ops.interpolate import interpolate
+from fastgan.ops.norm_penalty import norm_penalty
 
 Critic = Callable[..., Tensor]
 NOISE = 0.5  # of the standard deviation of a batch, DRAGAN's
@@ -57,9 +58,7 @@ def gradient_penalty(
         UserError: for batches of different shapes, which cannot be paired: draw as many fake samples as real ones; and
             for a critic that is compiled, or whose logits do not depend on the samples.
     """
-    norms = _norms(_gradient(critic, _between(real, fake, rng), *args))
-    excess = norms - center
-    return Penalty((excess.relu() if one_sided else excess).square().mean(), norms.detach().mean())
+    return _norms(_gradient(critic, _between(real, fake, rng), *args), center=center, one_sided=one_sided)
 
 
 def zero_centered(critic: Critic, real: Tensor, fake: Tensor, *args: object, rng: Tensor | None = None) -> Penalty:
@@ -68,7 +67,7 @@ def zero_centered(critic: Critic, real: Tensor, fake: Tensor, *args: object, rng
     Source: Thanh-Tung, Tran and Venkatesh 2019, "Improving Generalization and Stability of Generative Adversarial
     Networks". Arguments and errors as :func:`gradient_penalty`.
     """
-    return _squared(_gradient(critic, _between(real, fake, rng), *args))
+    return _norms(_gradient(critic, _between(real, fake, rng), *args))
 
 
 def r1(critic: Critic, real: Tensor, *args: object) -> Penalty:
@@ -85,7 +84,7 @@ def r1(critic: Critic, real: Tensor, *args: object) -> Penalty:
     Raises:
         UserError: for a critic that is compiled, or whose logits do not depend on the samples.
     """
-    return _half(_gradient(critic, real.detach(), *args))
+    return _norms(_gradient(critic, real.detach(), *args), scale=0.5)
 
 
 def r2(critic: Critic, fake: Tensor, *args: object) -> Penalty:
@@ -115,7 +114,7 @@ def r1_from(logits: Tensor, samples: Tensor) -> Penalty:
     """
     if not samples.requires_grad:
         raise UserError("r1_from needs samples that require a gradient: samples.requires_grad_() before the critic")
-    return _half(_differentiate(logits, samples))
+    return _norms(_differentiate(logits, samples), scale=0.5)
 
 
 def dragan(critic: Critic, real: Tensor, *args: object, center: float = 1.0) -> Penalty:
@@ -138,8 +137,7 @@ def dragan(critic: Critic, real: Tensor, *args: object, center: float = 1.0) -> 
     _floating(real)
     with torch.no_grad():
         around = torch.addcmul(real, torch.randn_like(real), real.std(correction=0), value=NOISE)
-    norms = _norms(_gradient(critic, around, *args))
-    return Penalty((norms - center).square().mean(), norms.detach().mean())
+    return _norms(_gradient(critic, around, *args), center=center)
 
 
 class Anchors(nn.Module):
@@ -228,7 +226,7 @@ def _differentiate(logits: Tensor, samples: Tensor) -> Tensor:
         raise UserError("the critic's logits do not depend on its samples: it may detach them, or run under no_grad")
     if recorded and _compiled(gradient, logits):
         raise UserError("the critic is compiled, and torch.compile gives no second derivatives: keep the critic eager")
-    return _full(gradient)
+    return gradient
 
 
 def _compiled(gradient: Tensor, logits: Tensor) -> bool:
@@ -260,23 +258,6 @@ def _full(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def _norms(gradient: Tensor) -> Tensor:
-    """Return the norm of each sample's gradient (n,); its own gradient is 0 where it is 0."""
-    dims = tuple(range(1, gradient.dim()))
-    return torch.linalg.vector_norm(gradient, dim=dims) if dims else gradient.abs()
-
-
-def _squares(gradient: Tensor) -> Tensor:
-    """Return the squared norm of each sample's gradient (n,)."""
-    squares = gradient.square()
-    return squares.sum(tuple(range(1, gradient.dim()))) if gradient.dim() > 1 else squares
-
-
-def _squared(gradient: Tensor) -> Penalty:
-    squares = _squares(gradient)
-    return Penalty(squares.mean(), squares.detach().sqrt().mean())
-
-
-def _half(gradient: Tensor) -> Penalty:
-    value, norm = _squared(gradient)
-    return Penalty(value / 2, norm)
+def _norms(gradient: Tensor, **how: Any) -> Penalty:
+    """Return the penalty on the norms of the samples' gradients."""
+    return Penalty(*norm_penalty(gradient, **how))

@@ -18,6 +18,7 @@ from fastgan.ops.latent import labels as labels
 from fastgan.ops.latent import latent as latent
 from fastgan.ops.linear import linear_act as linear_act
 from fastgan.ops.maxout import maxout as maxout
+from fastgan.ops.norm_penalty import norm_penalty as norm_penalty
 from fastgan.ops.permutation import permuted as permuted
 from fastgan.ops.real_batch import chosen as chosen
 from fastgan.ops.real_batch import real_batch as real_batch

@@ -45,10 +45,10 @@ def times_derivative(grad: Tensor, saved: Tensor | None, activation: str, negati
     """Return grad * phi', from the saved output (the pre-activation for negative slopes)."""
     if saved is None:
         return grad
-    if activation == "leaky_relu":
-        return torch.where(saved > 0, grad, grad * negative_slope)
+    if activation == "leaky_relu":  # one launch; it has no second derivative, so what was saved gets none either
+        return torch.ops.aten.leaky_relu_backward(grad, saved.detach(), negative_slope, False)
     if activation == "relu":
-        return torch.where(saved <= 0, 0, grad)
+        return torch.ops.aten.threshold_backward(grad, saved.detach(), 0)
     if activation == "tanh":
         return grad * (1 - saved * saved)
     return grad * (saved * (1 - saved))

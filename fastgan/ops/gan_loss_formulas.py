@@ -50,8 +50,8 @@ class Form(NamedTuple):
 
 
 def softplus(x: Tensor) -> Tensor:
-    """log(1 + e^x) without a threshold above which it is taken for x."""
-    return -F.logsigmoid(-x)
+    """log(1 + e^x), which from 40 on is x itself in float64 too: PyTorch's own threshold, 20, would show there."""
+    return F.softplus(x, 1.0, 40.0)
 
 
 def cross_entropy(logits: Tensor, label: float) -> Tensor:
@@ -60,9 +60,9 @@ def cross_entropy(logits: Tensor, label: float) -> Tensor:
     Goodfellow et al. 2014, eq. 1: t = 1 for real and 0 for fake. Smoothed labels: Salimans et al. 2016, section 3.4.
     """
     if label == 1:
-        return -F.logsigmoid(logits)
+        return softplus(-logits)
     if label == 0:
-        return -F.logsigmoid(-logits)
+        return softplus(logits)
     return label * softplus(-logits) + (1 - label) * softplus(logits)
 
 

@@ -12,11 +12,10 @@ from fastgan.errors import UserError
 from fastgan.ops import dropout
 from fastgan.ops.backend import by_reference, register
 from fastgan.ops.registration import traced, transformed
+from fastgan.ops.rows import layout_of, rows, unrowed
 
 OP = register("interpolate")
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-LAYOUTS = (torch.contiguous_format, torch.channels_last, torch.channels_last_3d)
-DIMENSIONS = {torch.channels_last: 4, torch.channels_last_3d: 5}
 
 
 def interpolate(real: Tensor, fake: Tensor, rng: Tensor | None = None) -> Tensor:
@@ -85,23 +84,8 @@ def _launch(real: Tensor, fake: Tensor, rng: Tensor) -> Tensor:
     """Run the kernel on what the two are in memory: rows of elements that follow each other."""
     from fastgan.kernels import interpolate as kernels
 
-    layout = next((form for form in LAYOUTS if _lies(real[:1], form)), torch.contiguous_format)
-    mixed = kernels.interpolate(_rows(real, layout), _rows(fake, layout), rng)
-    if layout == torch.contiguous_format:
-        return mixed.view(real.shape)
-    return mixed.as_strided(real.shape, torch.empty(real.shape, device="meta", memory_format=layout).stride())
-
-
-def _lies(samples: Tensor, form: torch.memory_format) -> bool:
-    """Whether samples are dense in that layout."""
-    return samples.dim() == DIMENSIONS.get(form, samples.dim()) and samples.is_contiguous(memory_format=form)
-
-
-def _rows(samples: Tensor, form: torch.memory_format) -> Tensor:
-    """Return (n, elements of a sample) as they lie in memory in that layout, copied where they lie otherwise."""
-    if not _lies(samples[:1], form):
-        samples = samples.contiguous(memory_format=form)
-    return samples.as_strided((len(samples), samples[:1].numel()), (samples.stride(0), 1))
+    layout = layout_of(real)
+    return unrowed(kernels.interpolate(rows(real, layout), rows(fake, layout), rng), real, layout)
 
 
 class _Interpolate(Function):

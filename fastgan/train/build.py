@@ -66,6 +66,12 @@ def dataset(config: Config, where: torch.device) -> Dataset:
     return data.load(config.data, image_size=config.image_size, device=where)
 
 
+def check(config: Config, samples: Dataset) -> None:
+    """Raise UserError where the data are of another kind than the configuration's keys."""
+    if config.flip and len(samples.sample_shape) != 3:
+        raise UserError(f"flip mirrors images, and {samples.name} holds points: set flip=false")
+
+
 def networks(config: Config, sample_shape: tuple[int, ...]) -> tuple[nn.Module, nn.Module]:
     """Generator and discriminator on the CPU, initialised from ``config.seed`` alone, generator first."""
     options = {side: _options(getattr(config, side), side) for side in ("generator", "discriminator")}

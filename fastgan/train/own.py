@@ -16,7 +16,7 @@ from fastgan.errors import UserError, unknown
 from fastgan.nn import GANLoss
 from fastgan.objectives import OBJECTIVES, Objective
 from fastgan.objectives import objective as by_name
-from fastgan.presets import Config, Network
+from fastgan.presets import Config, Network, from_dict, nested, preset
 from fastgan.presets.own import is_marked, mark, refuse
 from fastgan.train import build
 from fastgan.train.capture import runner_for
@@ -46,8 +46,11 @@ def as_objective(given: Any) -> Objective:
         return Objective(given.name, given, given.generator, OBJECTIVES[given.name].needs_real)
     if isinstance(given, Sequence) and len(given) == 2 and all(map(callable, given)):
         of_d, of_g = given
+        _check_takes(of_d, 2)
+        _check_takes(of_g, 2 if _takes_both(of_g) else 1)
         return Objective("own", of_d, of_g, needs_real=_takes_both(of_g))
     if callable(given):
+        _check_takes(given, 2)
         losses: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = _checked(given)
         return Objective(
             "own",
@@ -62,6 +65,19 @@ def named(objective: Any) -> Any:
     """An objective of the house by its name; another one as it is."""
     known = isinstance(objective, Objective) and OBJECTIVES.get(objective.name) is objective
     return objective.name if known else objective
+
+
+def configured(
+    base: Config | str | None, parts: Mapping[str, object], keys: Mapping[str, Any]
+) -> tuple[Config, Config]:
+    """The configuration that a preset or ``base``, ``parts`` by name and ``keys`` make; and, second, with the marks.
+
+    Raises UserError for keys and parts that are none.
+    """
+    start = preset(base) if isinstance(base, str) else base or Config()
+    spoken = {part: given for part in ("data", "objective") if isinstance(given := parts[part], str)}
+    plain = from_dict(nested({**keys, **spoken}), start)
+    return plain, marked(plain, parts)
 
 
 def marked(config: Config, given: Mapping[str, object]) -> Config:
@@ -135,6 +151,17 @@ def build_players(
         optimizers.get("generator") or build.adam(generator, "generator", config, dials),
         optimizers.get("discriminator") or build.adam(discriminator, "discriminator", config, dials),
     )
+
+
+def _check_takes(function: Callable[..., Any], batches: int) -> None:
+    """Raise UserError for a function that cannot be called with so many batches of logits."""
+    try:
+        inspect.signature(function).bind(*[None] * batches)
+    except TypeError as error:
+        name = getattr(function, "__name__", type(function).__name__)
+        raise UserError(f"{HOW}; {name} cannot be called so: {error}") from error
+    except ValueError:  # of something built in, which does not say what it takes
+        return
 
 
 def _takes_both(function: Callable[..., Any]) -> bool:

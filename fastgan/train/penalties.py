@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from fastgan import objectives
@@ -29,19 +30,20 @@ PENALTIES: dict[str, Callable[..., objectives.Penalty]] = {
 
 @dataclass(frozen=True)
 class Weighted:
-    """A penalty with its weight, a number or a scalar that moves on the device."""
+    """A penalty with its weight, a scalar on the device, which may move there."""
 
     lazy: Lazy
-    weight: float | Tensor
+    weight: Tensor
 
     def __call__(self, critic: Callable[..., Tensor], real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what is added to the loss at an update that is due, and the bare value to be shown."""
+        """Return the bare value at an update that is due, and what backward begins from there: its weight."""
         value = self.lazy.penalty(critic, real, fake).value
-        return value * (self.weight * self.lazy.every), value.detach()
+        return value, self.weight if self.lazy.every == 1 else self.weight * self.lazy.every
 
 
-def weighted(options: Penalty, weight: float | Tensor) -> Weighted | None:
+def weighted(options: Penalty, weight: float | Tensor, device: torch.device) -> Weighted | None:
     """Return the penalty that a configuration asks for, None for ``none`` and for a weight of 0 that stays 0."""
     if options.name == "none" or (not isinstance(weight, Tensor) and not weight):
         return None
-    return Weighted(Lazy(PENALTIES[options.name], options.every), weight)
+    scalar = torch.as_tensor(weight, dtype=torch.float32, device=device)
+    return Weighted(Lazy(PENALTIES[options.name], options.every), scalar)

@@ -163,14 +163,28 @@ class Step:
         fake = self.draws.noisy(fake, at)
         real_logits, fake_logits = self.judge_both(real, fake)
         loss, seen = self._discriminator_loss(real_logits, fake_logits)
-        if pattern.penalties[at] and self.penalty is not None:
-            added, seen["penalty"] = self.penalty(self.judge, real, fake)
-            loss = loss + added
-        self._to_discriminator.form([loss], [unit_gradient(loss)])
+        outputs, seeds = [loss], [unit_gradient(loss)]
+        self._penalise(pattern.penalties[at], (real, fake), outputs, seeds, seen)
+        self._to_discriminator.form(outputs, seeds)
         self.players.discriminator_optimizer.step()
         if pattern.watched and at == self.n_critic - 1:
             self._compare(real, fake, seen)
         return seen
+
+    def _penalise(
+        self,
+        due: bool,
+        samples: tuple[Tensor, Tensor],
+        outputs: list[Tensor],
+        seeds: list[Tensor],
+        seen: dict[str, Tensor],
+    ) -> None:
+        """Put the penalty at real and fake samples, where it is due, beside what backward begins from, and show it."""
+        if due and self.penalty is not None:
+            value, weight = self.penalty(self._logits, *samples)
+            seen["penalty"] = value.detach()
+            outputs.append(value)
+            seeds.append(weight)
 
     def _discriminator_loss(self, real_logits: Tensor, fake_logits: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The discriminator's loss, and what is seen at it: the loss, mean scores, whether its update is skipped.
@@ -235,9 +249,7 @@ class Step:
         seen["loss_g"], to_generator = self._generator_slopes(real_logits, fake_logits)
         seeds = torch.where(to_fake.abs() < SMALLEST_SEED, SMALLEST_SEED, to_fake)
         outputs, slopes = [real_logits, fake_logits], [to_real, seeds]
-        if pattern.penalties[0] and self.penalty is not None:
-            added, seen["penalty"] = self.penalty(self.judge, real, leaf.detach())
-            outputs, slopes = [*outputs, added], [*slopes, unit_gradient(added)]
+        self._penalise(pattern.penalties[0], (real, leaf.detach()), outputs, slopes, seen)
         at_fake = self._to_discriminator.form(outputs, slopes, leaf)
         assert at_fake is not None
         scale = (to_generator / seeds).to(at_fake.dtype).view(-1, *[1] * (leaf.dim() - 1))

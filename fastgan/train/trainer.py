@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +15,10 @@ from torch.optim import Optimizer
 
 from fastgan.data import Dataset
 from fastgan.errors import NonFiniteError, UserError
-from fastgan.presets import Config, from_dict, nested, preset
-from fastgan.train import build, checkpoint, pictures, run, state
+from fastgan.presets import Config
+from fastgan.train import build, checkpoint, run, state
 from fastgan.train.alarms import ROLLBACK, Alarm, Alarms
+from fastgan.train.album import Album
 from fastgan.train.balance import Balance
 from fastgan.train.best import Best
 from fastgan.train.capture import runner_for
@@ -29,7 +30,7 @@ from fastgan.train.guard import ROLLBACKS, Guard, copied, refuse_non_finite
 from fastgan.train.journal import Journal
 from fastgan.train.lock import held
 from fastgan.train.metrics import Meter, Row
-from fastgan.train.own import Objectives, as_objective, build_players, marked, named, own_data
+from fastgan.train.own import Objectives, as_objective, build_players, configured, named, own_data
 from fastgan.train.penalties import weighted
 from fastgan.train.probe import fit_together
 from fastgan.train.replays import Eagerly, Replays
@@ -78,17 +79,12 @@ class Trainer:
         out: str | Path | None = None,
         **keys: Any,
     ) -> None:
-        base = preset(config) if isinstance(config, str) else config or Config()
-        objective = named(objective)
-        named_parts = {"data": data, "objective": objective, "keep_best": keep_best}
-        keys |= {key: value for key, value in named_parts.items() if isinstance(value, str)}
-        networks = {"generator": generator, "discriminator": discriminator}
-        plain = from_dict(nested(keys), base)
-        self.config = config = marked(plain, {**networks, "data": data, "objective": objective})
-        self.device = where = build.device(config.device)
+        objective, networks = named(objective), {"generator": generator, "discriminator": discriminator}
+        keys |= {"keep_best": keep_best} if isinstance(keep_best, str) else {}
+        plain, config = configured(config, {**networks, "data": data, "objective": objective}, keys)
+        self.config, self.device = config, (where := build.device(config.device))
         self.data = own_data(data, where) if isinstance(data, Tensor | Dataset) else build.dataset(config, where)
-        if config.flip and len(self.data.sample_shape) != 3:
-            raise UserError(f"flip mirrors images, and {self.data.name} holds points: set flip=false")
+        build.check(config, self.data)
         self.dials = dials = Dials(config, self.device)
         self.players = players = build_players(plain, self.data.sample_shape, dials, networks, optimizers or {})
         self.generator, self.discriminator = players.generator, players.discriminator
@@ -106,6 +102,7 @@ class Trainer:
         self._best = Best(kept, self._meter.critic) if (kept := keep_best or config.keep_best) is not None else None
         self.out = Path(out) if out is not None else None
         self._parts = state.Parts(players, self._draws, dials, self._meter, Stream(config.seed, self.device))
+        self._album = Album(self._parts, self.data, config, self.device)
         self._saved_at = -1
         self._good: checkpoint.Checkpoint | None = None
         self._iterate = Step(
@@ -116,7 +113,7 @@ class Trainer:
             updates=config.updates,
             n_critic=config.n_critic,
             bf16=bf16,
-            penalty=weighted(config.penalty, dials["penalty_weight"]),
+            penalty=weighted(config.penalty, dials["penalty_weight"], self.device),
             fixed_gradients=runner_for(where) is not None,
             watch=Watch(
                 config.log_every,
@@ -185,7 +182,7 @@ class Trainer:
         With averaged weights, where the configuration keeps an average.
         """
         latents = Latents(self.config.latent, self.config.z_dim, self.device, _fresh_seed() if seed is None else seed)
-        with self._averaged():
+        with self._album.averaged():
             return samples(self.generator, latents.draw(n))
 
     def save(self) -> None:
@@ -326,22 +323,11 @@ class Trainer:
         return Replays(self._iterate, [*vars(players).values(), dials.clock, dials.values, *sums, *kept], runner)
 
     def _draw(self, path: Path) -> None:
-        """Draw samples of the fixed latents, where they can be shown, into ``path``; and the curves so far."""
-        config = self.config
-        if pictures.drawable(self.data.sample_shape):
-            fixed = Latents(config.latent, config.z_dim, torch.device("cpu"), config.seed + 2).draw(config.samples)
-            with self._parts.stream.aside(), self._averaged():
-                made = samples(self.generator, fixed.to(self.device))
-            pictures.save_samples(made, path, real=self.data.images[:1000], title=f"step {self.step}")
-            if self._board:
-                self._board.picture(path, self.step)
-        if self.history and self.out:
-            pictures.save_curves(self.history, self.out / "curves.png", config.objective)
-
-    def _averaged(self) -> AbstractContextManager[None]:
-        """Context in which the generator has its averaged weights, where it has any."""
-        averages = state.averages_of(self.players.generator_optimizer)
-        return averages.swap() if averages is not None else nullcontext()
+        """Draw samples into ``path``, where they can be shown, and the curves so far."""
+        assert self.out is not None
+        if self._album.draw(path, self.step) and self._board:
+            self._board.picture(path, self.step)
+        self._album.curves(self.out / "curves.png", self.history)
 
 
 def _fresh_seed() -> int:

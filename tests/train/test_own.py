@@ -84,6 +84,12 @@ def test_what_is_no_objective_is_told_what_is(given):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("given", [lambda real: 0, (of_d, lambda: 0), (lambda *, real: 0, of_g), [of_g, of_g]])
+def test_a_function_of_too_few_batches_is_refused_before_training(given):
+    with pytest.raises(UserError, match=r"objective takes .* cannot be called so: "):
+        trainer(objective=given)
+
+
 def test_a_preset_from_python_leaves_a_folder_like_any_other(tmp_path):
     made = fastgan.Trainer("gan-digits", out=tmp_path / "r", seed=3, **SMALL).fit(2, progress=False)
     assert run.stored(tmp_path / "r") == made.config

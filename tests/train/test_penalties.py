@@ -28,7 +28,8 @@ def trainer(**keys):
 
 def test_every_name_of_the_configuration_is_known():
     assert {"none", *PENALTIES} == set(get_args(get_type_hints(Penalty)["name"]))
-    assert weighted(Penalty(), 10.0) is None and weighted(Penalty("r1"), 0.0) is None
+    cpu = torch.device("cpu")
+    assert weighted(Penalty(), 10.0, cpu) is None and weighted(Penalty("r1"), 0.0, cpu) is None
 
 
 @pytest.mark.parametrize("name", PENALTIES)
