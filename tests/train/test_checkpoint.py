@@ -1,5 +1,7 @@
 """Checkpoints: exact, atomic, pruned; any damage is found before anything is read from it."""
 
+import os
+
 import pytest
 import torch
 
@@ -98,3 +100,23 @@ def test_damage_is_found(tmp_path, file, damage):
         checkpoint.load(path)
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
+
+
+def test_everything_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    said, sync, rename = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (said.append(os.fstat(descriptor).st_ino), sync(descriptor))[1])
+    monkeypatch.setattr(os, "replace", lambda old, new: (said.append(str(new)), rename(old, new))[1])
+    path = checkpoint.save(tmp_path / "checkpoints", content(4), keep=3)
+    written = said[: said.index(str(path))]
+    assert {path.stat().st_ino, *(file.stat().st_ino for file in path.iterdir())} <= set(written)
+    assert said[-1] == path.parent.stat().st_ino
+
+
+def test_one_that_was_being_replaced_is_put_back(tmp_path):
+    path = checkpoint.save(tmp_path, content(4), keep=3)
+    path.rename(tmp_path / f"{checkpoint.FORMER}{path.name}")
+    (tmp_path / f"{checkpoint.UNFINISHED}{path.name}").mkdir()
+    assert checkpoint.whole(tmp_path) == []
+    checkpoint.tidy(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    assert checkpoint.load(path).step == 4

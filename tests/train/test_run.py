@@ -105,6 +105,18 @@ def test_what_a_killed_start_has_left_is_cleared_away(tmp_path):
     assert (tmp_path / "mine.txt").exists() and (tmp_path / ".mine").exists()
 
 
+def test_checkpoints_that_a_killed_process_had_no_time_to_remove_go_at_its_next_start(tmp_path):
+    for place, steps in (("checkpoints", (1, 2, 3)), ("checkpoints/best", (1, 3))):
+        for step in steps:
+            content = Checkpoint({name: {} for name in checkpoint.FILES}, {"step": step})
+            checkpoint.save(tmp_path / place, content, 9)
+    left = lambda: [path.name for path in sorted(tmp_path.rglob("step-*"))]  # noqa: E731
+    run.tidy(tmp_path)
+    assert len(left()) == 5
+    run.tidy(tmp_path, keep=2)
+    assert sorted(left()) == ["step-00000002", "step-00000003", "step-00000003"]
+
+
 def test_a_configuration_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
     write = Path.write_text
 
