@@ -16,7 +16,7 @@ import torch
 import fastgan
 from fastgan.errors import UserError
 from fastgan.train import checkpoint, pictures, run, space
-from fastgan.train.files import replacing
+from fastgan.train.files import append, replacing
 
 KEYS = {
     "z_dim": 2,
@@ -153,6 +153,23 @@ def test_a_file_that_may_grow_no_further(tmp_path, undisturbed, full):
         trained(folder)
         assert tree(folder) == undisturbed, most
     assert all("(File too large): make room on that disk" in complaint for complaint in complaints[:4])
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a limit of the size of files is POSIX's")
+def test_a_line_is_added_whole_or_not_at_all(tmp_path):
+    import resource
+
+    former, told = resource.getrlimit(resource.RLIMIT_FSIZE), []
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, former[1]))
+    try:
+        for _ in range(9):
+            append(tmp_path / "lines.csv", "0123456789,abcd\n", head="number,text\n")
+    except UserError as error:
+        told.append(str(error))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, former)
+    assert "File too large" in told[0]
+    assert (tmp_path / "lines.csv").read_text() == "number,text\n" + "0123456789,abcd\n" * 5
 
 
 def test_room_is_asked_for_before_a_checkpoint_is_written(tmp_path, monkeypatch, undisturbed):
