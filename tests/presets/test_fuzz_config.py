@@ -67,7 +67,7 @@ def test_configurations(mutate, full):
     good = 0
     for seed in range(100_000 if full else 2_000):
         text = mutation(random.Random(seed), mutate).decode("utf-8", errors="replace")
-        began, complaint = time.process_time(), ""
+        began, complaint = time.monotonic(), ""
         try:
             base, keys = presets.start(presets.keys_of(text, "config.yaml"))
             config = presets.from_dict(keys, base)
@@ -80,5 +80,5 @@ def test_configurations(mutate, full):
         except UserError as error:
             complaint = str(error)
             assert len(complaint.splitlines()) == 1 and 20 < len(complaint) < 1500, complaint
-        assert time.process_time() - began < 5, text
+        assert time.monotonic() - began < 60, text
     assert good > 100

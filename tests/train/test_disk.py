@@ -115,7 +115,7 @@ def refusing(patch, folder, number, after):
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EIO], ids=errno.errorcode.get)
 def test_refused_at_any_request(tmp_path, monkeypatch, undisturbed, full, number):
-    chosen = range(140) if full else sorted(random.Random(number).sample(range(100), 4))
+    chosen = range(140) if full else sorted(random.Random(number).sample(range(100), 2))
     for after in chosen:
         folder = tmp_path / str(after)
         complaint = ""
@@ -139,7 +139,7 @@ def test_a_file_that_may_grow_no_further(tmp_path, undisturbed, full):
 
     former = resource.getrlimit(resource.RLIMIT_FSIZE)
     complaints = []
-    for most in (0, *range(1, 20_600, 97 if full else 3_001), 20_600):
+    for most in (0, *range(1, 20_600, 97 if full else 5_001), 20_600):
         folder, complaint = tmp_path / str(most), ""
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, former[1]))
         try:
@@ -152,7 +152,7 @@ def test_a_file_that_may_grow_no_further(tmp_path, undisturbed, full):
         left_whole(folder)
         trained(folder)
         assert tree(folder) == undisturbed, most
-    assert all("(File too large): make room on that disk" in complaint for complaint in complaints[:4])
+    assert all("(File too large): make room on that disk" in complaint for complaint in complaints[:3])
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a limit of the size of files is POSIX's")
@@ -261,7 +261,7 @@ with open(folder + "/told.json", "w") as file:
 def test_a_real_disk_that_fills_up(tmp_path, spawn, full, asks):
     """The command line on disks of many sizes, which are read-only then, then have room: a line each, then the end."""
     pytest.importorskip("tyro")
-    sizes = [4096, *(range(4, 400, 4) if full else (60, 180) if asks else (8, 44, 80, 116))]
+    sizes = [4096, *(range(4, 400, 4) if full else (60,) if asks else (8, 80))]
     settings = [f"--set={key}={value}".replace(" ", "") for key, value in KEYS.items()] + ["--steps", "12"]
     child = spawn(DISK, folder=str(tmp_path), sizes=sizes, settings=settings, asks=asks)
     child.join(1000)

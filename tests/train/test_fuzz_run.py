@@ -127,7 +127,7 @@ def test_checkpoints(trained, scratch, mutate, full):
         for name, content in mutated.items():
             if held.get(name) != content:
                 (folder / name).write_bytes(content)
-        held, began, before, complaint = mutated, time.process_time(), None, ""
+        held, began, before, complaint = mutated, time.monotonic(), None, ""
         try:
             stored = checkpoint.load(folder)
             read, before = read + 1, state(trainer)
@@ -145,7 +145,7 @@ def test_checkpoints(trained, scratch, mutate, full):
                 trainer.fit(7, progress=False)
             except NonFiniteError:  # a number of the weights may have become infinite
                 trainer.resume(pristine(files))
-        assert time.process_time() - began < 5
+        assert time.monotonic() - began < 60
     assert read > continued > 100
 
 
