@@ -13,6 +13,7 @@ import fastgan
 from fastgan.errors import UserError
 from fastgan.train import Trainer, checkpoint, manifest, run, state
 from fastgan.train.checkpoint import Checkpoint
+from fastgan.train.guard import copied as copied_state
 
 FIRST = Path(__file__).parent / "version-1"  # a run of six steps, as version 1 wrote it
 STEP = "checkpoints/step-00000006"
@@ -176,6 +177,57 @@ def test_one_of_another_network_or_optimiser_changes_nothing(tmp_path):
         narrow.resume(run.latest_checkpoint(tmp_path))
     assert narrow.step == 1
     assert all(torch.equal(*pair) for pair in zip(before, narrow.discriminator.parameters(), strict=True))
+
+
+@pytest.fixture(scope="module")
+def put_back():
+    """A training to put checkpoints back into, and one of its own."""
+    keys = {"z_dim": 2, "generator.hidden": [4], "discriminator.hidden": [4], "batch_size": 6, "device": "cpu"}
+    trainer = fastgan.Trainer("ring8", **keys, ema={"decay": 0.9}).fit(3, progress=False)
+    return trainer, copied_state(trainer._content())
+
+
+@pytest.mark.parametrize(
+    "file, name, change",
+    [
+        ("generator", "layers.0.weight", lambda tensor: tensor.double()),
+        ("generator", "layers.0.weight", lambda tensor: tensor[:1]),
+        ("discriminator", "layers.9.weight", lambda _: torch.ones(1)),
+        ("training", "meter", None),
+        ("training", "meter", lambda tensor: tensor.view(torch.int32)),
+        ("training", "meter_counts", lambda tensor: tensor[:1]),
+        ("training", "rng.cpu", lambda tensor: tensor[:-1]),
+        ("training", "rng.latents", lambda tensor: torch.zeros_like(tensor)),
+        ("training", "rng.others", lambda _: torch.ones(1)),
+        ("training", "generator_optimizer.0.exp_avg", None),
+        ("training", "generator_optimizer.0.ema", None),
+        ("training", "generator_optimizer.0.exp_avg", lambda tensor: tensor.view(torch.int32)),
+        ("training", "generator_optimizer.0.exp_avg", lambda tensor: tensor[:1]),
+        ("training", "generator_optimizer.0.step", lambda tensor: tensor.view(torch.int32)),
+        ("training", "generator_optimizer.99.exp_avg", lambda _: torch.ones(1)),
+        ("training", "generator_optimizer.x.exp_avg", lambda _: torch.ones(1)),
+        ("training", "generator_optimizer.fastgan.skipped", None),
+        ("training", "discriminator_optimizer.fastgan.averaged", lambda tensor: tensor - 9),
+        *(("values", name, None) for name in ("images", "seconds", "drawn", "optimizer_scalars")),
+        ("values", "optimizer_scalars", lambda _: {"generator_optimizer.99.step": 1}),
+        ("values", "latent_device", lambda _: "abacus"),
+    ],
+)
+def test_what_belongs_to_no_such_training_changes_nothing(put_back, file, name, change):
+    trainer, stored = put_back
+    tensors, values = {key: dict(named) for key, named in stored.tensors.items()}, dict(stored.values)
+    holder = values if file == "values" else tensors[file]
+    former = holder.pop(name, None)
+    if change:
+        holder[name] = change(former)
+    trainer.fit(trainer.step + 1, progress=False)
+    before = copied_state(trainer._content())
+    with pytest.raises(UserError, match="the checkpoint belongs to another") as caught:
+        trainer.resume(Checkpoint(tensors, values))
+    assert "\n" not in str(caught.value)
+    after = trainer._content()
+    assert all(torch.equal(t, after.tensors[key][k]) for key, named in before.tensors.items() for k, t in named.items())
+    assert before.values == after.values
 
 
 def copied(tmp_path):

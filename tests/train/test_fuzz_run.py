@@ -1,5 +1,6 @@
 """Mutated files of a run: what is read is right, or one clear line says what is wrong and nothing was changed."""
 
+import copy
 import hashlib
 import json
 import random
@@ -107,7 +108,7 @@ def mutation(files, rng, mutate):
             if rng.random() < 0.2:
                 del holder[key]
             else:
-                holder[key] = rng.choice(NASTY)
+                holder[key] = copy.deepcopy(rng.choice(NASTY))
         return sealed(files, told)
     try:
         changed = json.loads(mutate(files["manifest.json"], rng))
