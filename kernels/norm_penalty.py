@@ -11,7 +11,7 @@ a float: of the programs that share a row, and of all, the last to arrive adds w
 
 Bytes, for items of s bytes: forward reads s MN, backward reads s MN and writes as many. FLOPs: 2 MN each.
 
-Registers a thread, the most of the variants on sm_80, 86, 89, 90, 100 and 120 (Triton 3.7.1): REGS_SEEN, capped at
+Registers a thread, the most of the variants on sm_80, 86, 89, 90, 100 and 120 (Triton 3.7.1): 68, capped at
 128; nothing spilled.
 """
 

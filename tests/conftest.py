@@ -8,7 +8,7 @@ import shutil
 import site
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import hypothesis
@@ -119,12 +119,15 @@ def products(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 
 @pytest.fixture(scope="session")
-def mutate() -> Callable[[bytes, random.Random], bytes]:
-    """A function that damages bytes: flips, overwrites, inserts, removes, cuts short; all by the generator's will."""
+def mutate() -> Callable[..., bytes]:
+    """A function that damages bytes: flips, overwrites, inserts, removes, cuts short; all by the generator's will.
+
+    A third argument is what it may write: bytes that mean something to the format.
+    """
     return mutated
 
 
-def mutated(content: bytes, rng: random.Random) -> bytes:
+def mutated(content: bytes, rng: random.Random, special: Sequence[bytes] = SPECIAL) -> bytes:
     data = bytearray(content)
     for _ in range(rng.choice((1, 1, 1, 2, 4))):
         at = rng.randrange(len(data) + 1)
@@ -135,8 +138,8 @@ def mutated(content: bytes, rng: random.Random) -> bytes:
         elif kind == 2:
             data[at:end] = rng.randbytes(end - at)
         elif kind == 3:
-            special = rng.choice(SPECIAL)
-            data[at : at + len(special)] = special
+            words = rng.choice(special)
+            data[at : at + len(words)] = words
         elif kind == 4:
             del data[at:end]
         elif kind == 5:

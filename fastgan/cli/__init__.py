@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from fastgan import __version__
-from fastgan.cli.output import leave, say
+from fastgan.cli.output import leave, plain_warnings, say
 from fastgan.errors import NonFiniteError, UserError, require, unknown
 
 VERBS = {
@@ -35,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"fastgan {__version__}")
         return 0
     try:
-        return _run(arguments[0], arguments[1:])
+        with plain_warnings():
+            return _run(arguments[0], arguments[1:])
     except UserError as error:
         return _complain(str(error), 2)
     except NonFiniteError as error:

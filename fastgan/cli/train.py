@@ -26,7 +26,8 @@ class Arguments:
     target: Annotated[str | None, tyro.conf.Positional, shown("PRESET|FILE.yaml")] = None
     """A preset's name, or a YAML file of keys (its key 'preset' names the preset it starts from)."""
     data: Text = None
-    """Data set: digits, mnist, fashion-mnist, ring8, grid25, npz:PATH, npy:PATH, mnist:PATH."""
+    """Data set: digits, mnist, fashion-mnist, ring8, grid25, folder:PATH, wds:SHARDS, csv:PATH, npz:PATH, npy:PATH,
+    mnist:PATH."""
     out: Text = None
     """Folder of the run. Default: runs/PRESET, then runs/PRESET-2, ...; an existing run is never overwritten."""
     steps: Whole = None

@@ -19,6 +19,7 @@ class _Source:
     module: str  # its function `load(name, path, *, split, allow_download)` reads the data set
     path: Literal["none", "optional", "needed"]
     example: str = ""
+    sized: bool = False  # its `load` takes `image_size` too, and makes images of that size
 
 
 _SOURCES = {
@@ -27,6 +28,9 @@ _SOURCES = {
     "fashion-mnist": _Source("fastgan.data.mnist", "optional", "fashion-mnist:FOLDER"),
     "npz": _Source("fastgan.data.arrays", "needed", "npz:pictures.npz"),
     "npy": _Source("fastgan.data.arrays", "needed", "npy:pictures.npy"),
+    "folder": _Source("fastgan.data.folder", "needed", "folder:PICTURES", sized=True),
+    "wds": _Source("fastgan.data.shards", "needed", "wds:shard-{0000..0099}.tar", sized=True),
+    "csv": _Source("fastgan.data.csv_file", "needed", "csv:table.csv"),
     "ring8": _Source("fastgan.data.mixtures", "none"),
     "grid25": _Source("fastgan.data.mixtures", "none"),
 }
@@ -50,10 +54,10 @@ def load(
 
     Args:
         spec: ``name`` or ``name:PATH``: ``digits``, ``mnist[:FOLDER]``, ``fashion-mnist[:FOLDER]``, ``npz:FILE``,
-            ``npy:FILE``, ``ring8``, ``grid25``.
+            ``npy:FILE``, ``folder:FOLDER``, ``wds:SHARDS``, ``csv:FILE``, ``ring8``, ``grid25``.
         split: ``train``, or ``test`` where the data set has one.
-        image_size: Side of the square images that the model wants; None takes them as they are. The one change
-            made for it is padding grey 28x28 images to 32x32 with background.
+        image_size: Side of the square images that the model wants; None takes them as they are. ``folder`` and
+            ``wds`` resize to it; elsewhere grey 28x28 images are padded to 32x32 with background, and that is all.
         channels: Channels that the model wants; None takes them as they are.
         device: Where the data and the batches live.
         allow_download: Whether ``mnist`` and ``fashion-mnist`` may be downloaded into the cache.
@@ -74,5 +78,6 @@ def load(
     if split not in ("train", "test"):
         raise unknown("split", split, ("train", "test"))
     module = importlib.import_module(source.module)
-    dataset: Dataset = module.load(name, path or None, split=split, allow_download=allow_download)
+    wanted = {"image_size": image_size} if source.sized else {}
+    dataset: Dataset = module.load(name, path or None, split=split, allow_download=allow_download, **wanted)
     return dataset.fit(image_size=image_size, channels=channels).to(device)

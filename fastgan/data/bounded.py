@@ -35,6 +35,12 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def readable(name: str | Path) -> str:
+    """A name as one line of text, whatever is in it."""
+    text = str(name)
+    return text if text.isprintable() else repr(text)
+
+
 class Stream(Protocol):
     """What is read from: a file, or an entry or a member that is unpacked on the way."""
 

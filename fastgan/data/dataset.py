@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastgan.data.intake import as_labels, as_stored
+from fastgan.data.table import Table
 from fastgan.errors import UserError
 
 DEVICE_SHARE = 0.5  # of the free device memory: the other half is for networks, gradients and activations
@@ -46,6 +47,7 @@ class Dataset:
         license: Terms under which the data may be used.
         source: Who made it, and where it was read from.
         modes: Components of a mixture, where the samples were drawn from one.
+        table: The columns that points were encoded from, where they were rows of a table.
         placed: Where batches go when `images` stays elsewhere; None means where `images` is.
     """
 
@@ -56,6 +58,7 @@ class Dataset:
     license: str = ""
     source: str = ""
     modes: Modes | None = None
+    table: Table | None = None
     placed: torch.device | None = None
 
     @classmethod

@@ -46,13 +46,14 @@ def test_non_finite_losses_may_be_rolled_back_or_skipped(fastgan, tmp_path):
 
 
 def test_a_run_that_another_process_trains_is_left_alone(fastgan, tmp_path, monkeypatch):
+    from fastgan import locks
     from fastgan.train import lock
 
     fastgan("train", "gan-digits", *TINY, "--out", "r")
     (tmp_path / "r" / lock.NAME).write_text("process 12 on elsewhere")
     before = {path: path.read_bytes() for path in (tmp_path / "r").rglob("*") if path.is_file()}
     with monkeypatch.context() as patch:
-        patch.setattr(lock, "_take", lambda file: False)
+        patch.setattr(locks, "_take", lambda file: False)
         refused(fastgan("train", "--resume", "--out", "r", "--steps", "8"), "process 12 on elsewhere", "another --out")
     assert {path: path.read_bytes() for path in (tmp_path / "r").rglob("*") if path.is_file()} == before
     assert fastgan("train", "--resume", "--out", "r", "--steps", "8")[0] == 0  # what a killed one leaves locks nothing

@@ -14,7 +14,7 @@ import torch
 
 from fastgan.data import Dataset
 
-Mutate = Callable[[bytes, random.Random], bytes]
+Mutate = Callable[..., bytes]
 Outcome = Callable[[str], Dataset | None]
 
 RNG = np.random.default_rng(9)

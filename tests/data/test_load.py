@@ -14,7 +14,7 @@ from fastgan.errors import UserError
 
 
 def test_names() -> None:
-    assert names() == ["digits", "fashion-mnist", "grid25", "mnist", "npy", "npz", "ring8"]
+    assert names() == ["csv", "digits", "fashion-mnist", "folder", "grid25", "mnist", "npy", "npz", "ring8", "wds"]
 
 
 def test_digits() -> None:

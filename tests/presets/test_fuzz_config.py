@@ -3,6 +3,8 @@
 import random
 import time
 
+import pytest
+
 from fastgan import presets
 from fastgan.errors import UserError
 
@@ -63,9 +65,10 @@ def mutation(rng, mutate):
     return mutate(content, rng) if rng.random() < 0.7 else content
 
 
-def test_configurations(mutate, full):
+@pytest.mark.parametrize("part", range(4))
+def test_configurations(mutate, full, part):
     good = 0
-    for seed in range(100_000 if full else 2_000):
+    for seed in range(part, 100_000 if full else 2_000, 4):
         text = mutation(random.Random(seed), mutate).decode("utf-8", errors="replace")
         began, complaint = time.monotonic(), ""
         try:
@@ -81,4 +84,4 @@ def test_configurations(mutate, full):
             complaint = str(error)
             assert len(complaint.splitlines()) == 1 and 20 < len(complaint) < 1500, complaint
         assert time.monotonic() - began < 60, text
-    assert good > 100
+    assert good > 25

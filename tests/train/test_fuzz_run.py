@@ -117,12 +117,13 @@ def mutation(files, rng, mutate):
         return files
 
 
-def test_checkpoints(trained, scratch, mutate, full):
+@pytest.mark.parametrize("part", range(4))
+def test_checkpoints(trained, scratch, mutate, full, part):
     trainer, files = trained
     folder = scratch / "step-00000005"
     folder.mkdir()
     read, continued, held = 0, 0, {}
-    for seed in range(100_000 if full else 2_000):
+    for seed in range(part, 100_000 if full else 2_000, 4):
         rng = random.Random(seed)
         mutated = mutation(files, rng, mutate)
         for name, content in mutated.items():
@@ -147,7 +148,7 @@ def test_checkpoints(trained, scratch, mutate, full):
             except NonFiniteError:  # a number of the weights may have become infinite
                 trainer.resume(pristine(files))
         assert time.monotonic() - began < 60
-    assert read > continued > 100
+    assert read > continued > 25
 
 
 def pristine(files):
