@@ -14,10 +14,11 @@ class UserError(ValueError):
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> UserError:
     """Build the error for an unknown ``kind`` (preset, key, ...) called ``name``, with the nearest known name."""
-    names = sorted(known)
-    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    names, given = sorted(known), str(name)
+    given = given if len(given) <= 100 else f"{given[:97]}..."
+    near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    return UserError(f"unknown {kind} {str(name)!r}: {hint}known: {', '.join(names)}")
+    return UserError(f"unknown {kind} {given!r}: {hint}known: {', '.join(names)}")
 
 
 def require(module: str, *, extra: str | None = None, why: str) -> ModuleType:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import site
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import hypothesis
@@ -17,6 +18,7 @@ import torch
 INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
 FULL = os.environ.get("FASTGAN_TEST_ALL") == "1"
 WORKER = "PYTEST_XDIST_WORKER" in os.environ
+SPECIAL = (b"\0", b"\xff" * 4, b"\x7f\xff\xff\xff", b"PK\x01\x02", b"PK\x05\x06", b"\x1f\x8b", b"\n", b"'O'", b"-1")
 
 hypothesis.settings.register_profile("slice", max_examples=25, derandomize=True, deadline=None, database=None)
 hypothesis.settings.register_profile("interpreted", parent=hypothesis.settings.get_profile("slice"), max_examples=10)
@@ -114,3 +116,43 @@ def products(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     ):
         monkeypatch.setattr(module, name, counting(name, getattr(module, name)))
     return counts
+
+
+@pytest.fixture(scope="session")
+def mutate() -> Callable[..., bytes]:
+    """A function that damages bytes: flips, overwrites, inserts, removes, cuts short; all by the generator's will.
+
+    A third argument is what it may write: bytes that mean something to the format.
+    """
+    return mutated
+
+
+def mutated(content: bytes, rng: random.Random, special: Sequence[bytes] = SPECIAL) -> bytes:
+    data = bytearray(content)
+    for _ in range(rng.choice((1, 1, 1, 2, 4))):
+        at = rng.randrange(len(data) + 1)
+        end = min(len(data), at + rng.randrange(1, 12))
+        kind = rng.randrange(7)
+        if kind <= 1 and at < len(data):
+            data[at] ^= 1 << rng.randrange(8)
+        elif kind == 2:
+            data[at:end] = rng.randbytes(end - at)
+        elif kind == 3:
+            words = rng.choice(special)
+            data[at : at + len(words)] = words
+        elif kind == 4:
+            del data[at:end]
+        elif kind == 5:
+            data[at:at] = rng.randbytes(rng.randrange(1, 12))
+        else:
+            del data[at:]
+    return bytes(data)
+
+
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    """A folder in memory, where there is one: a disk takes milliseconds to replace a file."""
+    memory = Path("/dev/shm")
+    folder = Path(tempfile.mkdtemp(prefix="fastgan-", dir=memory if os.access(memory, os.W_OK) else None))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)

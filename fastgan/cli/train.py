@@ -98,6 +98,7 @@ def _resumed(wishes: Arguments, keys: dict[str, Any], path: Path | None) -> Trai
         trainer = _started(wishes, keys)
         say(f"nothing to resume{f' at {named}' if named else ''}: starting at step 0")
         return trainer
+    run.tidy(path)
     old = run.stored(path)
     if fresh and fresh.preset != old.preset:
         raise UserError(f"{path} is a run of {old.preset}, not of {fresh.preset}: give its own preset or another --out")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fastgan.errors import UserError, require, unknown
+from fastgan.presets import plain
 from fastgan.presets.catalogue import ALIASES, PRESETS
 from fastgan.presets.config import (
     MAY_CHANGE_ON_RESUME,
@@ -57,15 +58,24 @@ def preset(name: str) -> Config:
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The keys that a YAML file sets. Raises UserError where it is missing, unreadable or no mapping."""
-    yaml = require("yaml", why="reading a configuration file")
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        if Path(path).exists() and not Path(path).is_file():  # a pipe would never end
+            raise UserError(f"cannot read the configuration {path}: it is no file")
+        with Path(path).open(encoding="utf-8") as file:
+            return keys_of(file.read(plain.LONGEST + 1), path)
     except OSError as error:
         raise UserError(f"cannot read the configuration {path}: {error.strerror or error}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        where = " ".join(str(error).split())
-        raise UserError(f"{path} is not YAML: {where}") from error
-    if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not YAML: {error}") from error
+
+
+def keys_of(text: str, path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The keys that the text of the file at ``path`` sets."""
+    try:
+        values = plain.loaded(text, why="reading a configuration file")
+    except plain.NotPlainError as error:
+        raise UserError(f"{path} is not YAML: {error}") from error
+    if not isinstance(values, Mapping):
         raise UserError(f"{path} is no configuration: it should hold lines such as 'preset: mlp' and 'steps: 1000'")
     return dict(values)
 

@@ -8,16 +8,16 @@ import types
 from collections.abc import Sequence
 from typing import Any, Literal, Union, get_args, get_origin
 
-from fastgan.errors import UserError, require, unknown
+from fastgan.errors import UserError, unknown
+from fastgan.presets import plain
 
 
 def parse(text: str) -> Any:
     """The value that ``text`` spells in YAML: ``3``, ``[128, 256]``, ``true``, ``digits``."""
-    yaml = require("yaml", why="reading configuration values")
     try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{text!r} is not a value: write it as YAML, such as 3, [128, 256] or digits") from error
+        return plain.loaded(text, why="reading configuration values")
+    except plain.NotPlainError as error:
+        raise UserError(f"{_shown(text)} is not a value: write it as YAML, such as 3, [128, 256] or digits") from error
 
 
 def coerce(key: str, value: Any, hint: Any) -> Any:

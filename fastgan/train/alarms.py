@@ -21,19 +21,20 @@ from __future__ import annotations
 import csv
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import astuple, dataclass, fields
+from io import StringIO
 from pathlib import Path
-from typing import TextIO
 
 import torch
 
 from fastgan.errors import require
 from fastgan.objectives import OBJECTIVES, Objective
-from fastgan.train.files import replacing
+from fastgan.train.files import append, plainly, replacing
 from fastgan.train.metrics import Row
 
 ROWS, GRACE = 3, 300
+ROLLBACK = "rollback"
 SATURATED, UNSATURATED = 0.02, 0.10
 VANISHED, ALIVE = 1e-7, 1e-6
 FOOLED, WARY = 0.8, 0.7
@@ -55,7 +56,7 @@ class Alarm:
     text: str
 
 
-FIELDS = [field.name for field in fields(Alarm)]
+HEAD = ",".join(field.name for field in fields(Alarm)) + "\n"
 
 
 @dataclass
@@ -97,24 +98,28 @@ class Alarms:
         """Keep, write and print."""
         self.raised.append(alarm)
         if self.out:
-            with (self.out / "alarms.csv").open("a", newline="", encoding="utf-8") as file:
-                _write(file, [] if file.tell() else [FIELDS], [alarm])
+            append(self.out / "alarms.csv", _lines([alarm]), head=HEAD)
         if self.aloud and sys.stderr is not None:
             line = f"fastgan: step {alarm.step}: {alarm.alarm} {alarm.event}: {alarm.text}"
             require("tqdm.auto", why="the progress bar").tqdm.write(line, file=sys.stderr)
 
-    def rewind(self, rows: Sequence[Row], step: int) -> None:
-        """Go back to ``step``: where the alarms stood after these whole rows; what was raised later is dropped."""
+    def rewind(self, rows: Sequence[Row], step: int, rollbacks: int = 0) -> None:
+        """Go back to ``step``: where the alarms stood after these whole rows; what was raised later is dropped.
+
+        A rollback goes back to a step before it: only the first ``rollbacks`` had been by then.
+        """
         self._rules = _rules(self._objective)
         for row in rows:
             list(self._judged(row))
         path = self.out / "alarms.csv" if self.out else None
         if path and path.exists():
             self.raised = read(path)
-        self.raised = [alarm for alarm in self.raised if alarm.step <= step]
+        known = [alarm for alarm in self.raised if alarm.step <= step]
+        later = [alarm for alarm in known if alarm.alarm == ROLLBACK][rollbacks:]
+        self.raised = [alarm for alarm in known if alarm not in later]
         if path and path.exists():
-            with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-                _write(file, [FIELDS], self.raised)
+            with replacing(path) as temporary:
+                temporary.write_text(HEAD + _lines(self.raised), encoding="utf-8", newline="")
 
     def _judged(self, row: Row) -> list[Alarm]:
         step = int(row["step"] or 0)
@@ -124,15 +129,25 @@ class Alarms:
         return [Alarm(step, rule.alarm, "begins" if rule.on else "ends", _told(rule, row)) for rule in turned]
 
 
-def _write(file: TextIO, head: Sequence[Sequence[str]], alarms: Sequence[Alarm]) -> None:
-    csv.writer(file, lineterminator="\n").writerows([*head, *map(astuple, alarms)])  # as metrics.csv has it
+def _lines(alarms: Iterable[Alarm]) -> str:
+    file = StringIO()
+    csv.writer(file, lineterminator="\n").writerows(map(astuple, alarms))  # as metrics.csv has it
+    return file.getvalue()
 
 
 def read(path: Path) -> list[Alarm]:
-    """The alarms that a run has written; a line that a crash cut short is left out."""
-    with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        lines = [line for line in csv.reader(file) if len(line) == len(FIELDS) and line[0].isdecimal()]
-    return [Alarm(int(step), *rest) for step, *rest in lines]
+    """The alarms that a run has written; a line that a crash cut short, or that is none, is left out."""
+    with plainly(path, "read"):
+        *lines, _ = path.read_text(encoding="utf-8", errors="replace").split("\n")  # what no line break ends was cut
+    return [alarm for alarm in map(_parsed, lines) if alarm]
+
+
+def _parsed(line: str) -> Alarm | None:
+    try:
+        ((step, alarm, event, text),) = csv.reader([line])
+        return Alarm(int(step), alarm, event, text)
+    except (ValueError, csv.Error):
+        return None
 
 
 def _told(rule: _Rule, row: Row) -> str:

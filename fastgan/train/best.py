@@ -16,7 +16,6 @@ from fastgan.train.metrics import Row
 if TYPE_CHECKING:
     from fastgan.train.trainer import Trainer
 
-FOLDER = "best"  # under checkpoints/, with the one checkpoint in it
 RANKS: dict[str, Callable[[float], float]] = {  # the higher, the better
     "diversity": lambda value: -abs(math.log(value)) if value > 0 else -math.inf,
     "wasserstein": lambda value: -abs(value),
@@ -57,7 +56,7 @@ class Best:
     def begin(self, folder: Path, step: int) -> None:
         """Go on after ``step`` with what ``folder`` holds; the best one of another metric will be replaced."""
         self._asked, self._best = step, None
-        for path in checkpoint.whole(folder / FOLDER):
+        for path in checkpoint.whole(folder / checkpoint.BEST)[-1:]:
             best = checkpoint.load(path).values.get("best", {})
             if best.get("metric") == self.name:
                 self._best = float(best["value"])
@@ -69,7 +68,7 @@ class Best:
         if self._best is not None and self._rank(value) <= self._rank(self._best):
             return
         values = {**content.values, "best": {"metric": self.name, "value": value}}
-        checkpoint.save(folder / FOLDER, replace(content, values=values), keep=1)
+        checkpoint.save(folder / checkpoint.BEST, replace(content, values=values), keep=1)
         self._best = value
 
     def _rank(self, value: float) -> float:

@@ -3,17 +3,18 @@
 Layout of ``checkpoints/step-00001000/``: ``generator.safetensors``, ``discriminator.safetensors``,
 ``training.safetensors`` (optimiser moments, random states), ``generator_ema.safetensors`` (the generator with averaged
 weights, where they are kept) and ``manifest.json`` with the counters and the SHA-256 of
-each file. The folder appears by one rename after everything in it reached the disk.
+each file. The folder appears by one rename after everything in it reached the disk, and goes by one, too: whatever
+stops the writing, a folder of that name is whole. What is not has a name that begins with a dot.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shutil
 from collections.abc import Container, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,15 @@ from typing import Any
 from torch import Tensor
 
 from fastgan.errors import UserError, require
+from fastgan.train import manifest, space
+from fastgan.train.files import plainly, sync_folder
 
-FORMAT, VERSION = "fastgan-checkpoint", 1
 FILES = ("generator", "discriminator", "training")
 OPTIONAL = ("generator_ema",)
 MANIFEST = "manifest.json"
+NAME = re.compile(r"step-[0-9]{8,16}")
+UNFINISHED, FORMER = ".writing-", ".former-"  # what is being written or removed; what is being replaced
+BEST = "best"  # the folder among checkpoints that holds the best one
 
 
 @dataclass(frozen=True)
@@ -42,38 +47,47 @@ class Checkpoint:
 
 
 def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """Write ``checkpoint`` under ``folder`` and remove all but the ``keep`` newest. Returns its path."""
-    folder.mkdir(parents=True, exist_ok=True)
-    _sweep(folder)  # what a killed process left
+    """Write ``checkpoint`` under ``folder`` and remove all but the ``keep`` newest. Returns its path.
+
+    Those of later steps go too: they are of a course that the run has left. Raises UserError, with what was there
+    as it was, where the disk refuses or has no room.
+    """
     final = folder / f"step-{checkpoint.step:08d}"
-    temporary = folder / f".writing-{final.name}"
-    temporary.mkdir()
-    try:
-        _write_files(temporary, checkpoint)
-        if final.exists():  # the same step again: the former stays whole until the new one is
-            os.replace(final, folder / f".writing-former-{final.name}")
-        os.replace(temporary, final)
-    finally:
-        _sweep(folder)
-    _sync_folder(folder)
-    for old in whole(folder)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+    temporary = folder / f"{UNFINISHED}{final.name}"
+    with plainly(folder):
+        if not folder.exists():
+            folder.mkdir(parents=True)
+            sync_folder(folder.parent)
+        tidy(folder)  # what a killed process left
+        space.check(folder, space.size(checkpoint))
+        try:
+            temporary.mkdir()
+            _write_files(temporary, checkpoint)
+            if final.exists():  # the same step again
+                os.replace(final, folder / f"{FORMER}{final.name}")
+            os.replace(temporary, final)
+        finally:
+            tidy(folder)
+        sync_folder(folder)
+    others = [path for path in whole(folder) if path != final]
+    earlier = [path for path in others if _step(path) < checkpoint.step]
+    for path in others:
+        if path not in earlier[max(0, len(earlier) + 1 - keep) :]:
+            _remove(path)
     return final
 
 
 def _write_files(folder: Path, checkpoint: Checkpoint) -> None:
     safetensors = require("safetensors.torch", why="writing a checkpoint")
-    sums = {}
+    sums, sizes = {}, {}
     for name in names(checkpoint.tensors):
         # clones: tied weights share storage, which the format refuses
         plain = {key: value.detach().cpu().contiguous().clone() for key, value in checkpoint.tensors[name].items()}
-        content = safetensors.save(plain)
-        sums[f"{name}.safetensors"] = hashlib.sha256(content).hexdigest()
-        _write(folder / f"{name}.safetensors", content)
-    manifest = {"format": FORMAT, "version": VERSION, **checkpoint.values, "sha256": sums}
-    manifest["digest"] = _digest(manifest)
-    _write(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
-    _sync_folder(folder)
+        content, file = safetensors.save(plain), f"{name}.safetensors"
+        sums[file], sizes[file] = hashlib.sha256(content).hexdigest(), len(content)
+        _write(folder / file, content)
+    _write(folder / MANIFEST, manifest.write(checkpoint.values, sums, sizes))
+    sync_folder(folder)
 
 
 def names(held: Container[str], suffix: str = "") -> Iterator[str]:
@@ -82,64 +96,107 @@ def names(held: Container[str], suffix: str = "") -> Iterator[str]:
     yield from (name for name in OPTIONAL if f"{name}{suffix}" in held)
 
 
-def _sweep(folder: Path) -> None:
-    for unfinished in folder.glob(".writing-*"):
+def tidy(folder: Path, keep: int | None = None) -> None:
+    """Clear away what a process left that was killed, and all but the ``keep`` newest checkpoints.
+
+    Only for who holds the run: another may be at work there.
+    """
+    for former in folder.glob(f"{FORMER}*"):
+        final = folder / former.name.removeprefix(FORMER)
+        if final.exists():
+            shutil.rmtree(former, ignore_errors=True)
+        else:  # it was killed before the new one had the name
+            os.replace(former, final)
+    for unfinished in folder.glob(f"{UNFINISHED}*"):
         shutil.rmtree(unfinished, ignore_errors=True)
+    for old in whole(folder)[:-keep] if keep else ():
+        _remove(old)
+
+
+def _remove(path: Path) -> None:
+    """Remove a checkpoint: its name goes first, so that what is left of it is never taken for a whole one."""
+    gone = path.with_name(f"{UNFINISHED}{path.name}")
+    with suppress(OSError):
+        os.replace(path, gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def whole(folder: Path) -> list[Path]:
     """The checkpoints under ``folder``, oldest first. Half-written ones carry another name and never appear."""
     if not folder.is_dir():
         return []
-    found = [path for path in folder.iterdir() if re.fullmatch(r"step-\d{8,}", path.name) and path.is_dir()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+    found = [path for path in folder.iterdir() if NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=_step)
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
 
 
 def load(path: Path) -> Checkpoint:
     """Read and verify one checkpoint. Raises UserError on anything but a whole checkpoint of a known version."""
-    safetensors = require("safetensors.torch", why="reading a checkpoint")
-    manifest = _manifest(path)
+    values, sums, sizes = _manifest(path)
     tensors = {}
-    for name in names(manifest["sha256"], ".safetensors"):
+    for name in names(sums, ".safetensors"):
         file = f"{name}.safetensors"
-        try:
-            content = (path / file).read_bytes()
-        except OSError as error:
-            raise _corrupt(path, f"{file} cannot be read ({error.strerror or error})") from error
-        if hashlib.sha256(content).hexdigest() != manifest["sha256"].get(file):
+        content = _read(path, file, sizes.get(file))
+        if hashlib.sha256(content).hexdigest() != sums[file]:
             raise _corrupt(path, f"{file} does not match its checksum")
-        try:
-            tensors[name] = safetensors.load(content)
-        except Exception as error:
-            raise _corrupt(path, f"{file} is no safetensors file ({error})") from error
-    return Checkpoint(tensors, manifest)
+        tensors[name] = _tensors(path, file, content)
+    return Checkpoint(tensors, values)
 
 
-def _manifest(path: Path) -> dict[str, Any]:
+def _manifest(path: Path) -> tuple[manifest.Values, dict[str, str], dict[str, int]]:
+    files, optional = ([f"{name}.safetensors" for name in group] for group in (FILES, OPTIONAL))
     try:
-        manifest = json.loads((path / MANIFEST).read_bytes())
-    except OSError as error:
-        raise _corrupt(path, f"{MANIFEST} cannot be read ({error.strerror or error})") from error
-    except (ValueError, RecursionError) as error:
-        raise _corrupt(path, f"{MANIFEST} is not JSON") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise UserError(f"{path} is not a checkpoint of fastgan: give the folder of a run that fastgan wrote")
-    if manifest.get("version") != VERSION:
+        values, sums, sizes = manifest.read(_read(path, MANIFEST), files, optional)
+    except manifest.ForeignError as error:
         raise UserError(
-            f"{path} has checkpoint version {manifest.get('version')!r}, this fastgan reads version {VERSION}:"
+            f"{path} is not a checkpoint of fastgan: give the folder of a run that fastgan wrote"
+        ) from error
+    except manifest.NewerError as error:
+        raise UserError(
+            f"{path} has checkpoint version {error}, this fastgan reads versions 1 to {manifest.VERSION}:"
             " install the fastgan that wrote it"
-        )
-    if manifest.pop("digest", None) != _digest(manifest) or not isinstance(manifest.get("sha256"), dict):
-        raise _corrupt(path, f"{MANIFEST} does not match its checksum")
-    return manifest
+        ) from error
+    except manifest.DamagedError as error:
+        raise _corrupt(path, f"{MANIFEST} {error}") from error
+    if NAME.fullmatch(path.name) and _step(path) != values["step"]:
+        raise _corrupt(path, f"{MANIFEST} is that of step {values['step']}")
+    return values, sums, sizes
 
 
-def _digest(manifest: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+def _read(path: Path, file: str, size: int | None = None) -> bytes:
+    """The content of one of a checkpoint's files, which has that ``size``; of one that may have any, not too much."""
+    try:
+        if (path / file).exists() and not (path / file).is_file():  # a pipe would never end
+            raise _corrupt(path, f"{file} is no file")
+        held = (path / file).stat().st_size
+        if size is not None and held != size:
+            raise _corrupt(path, f"{file} has {held} bytes of {size}")
+        if file == MANIFEST and held > manifest.MOST:
+            raise _corrupt(path, f"{file} has {held} bytes")
+        return (path / file).read_bytes()
+    except OSError as error:
+        raise _corrupt(path, f"{file} cannot be read ({error.strerror or error})") from error
+
+
+def _tensors(path: Path, file: str, content: bytes) -> dict[str, Tensor]:
+    safetensors = require("safetensors.torch", why="reading a checkpoint")
+    try:
+        tensors: dict[str, Tensor] = safetensors.load(content)
+    except Exception as error:
+        what = " ".join(str(error).split())[:200]
+        raise _corrupt(path, f"{file} is no safetensors file ({what})") from error
+    return tensors
 
 
 def _corrupt(path: Path, what: str) -> UserError:
-    return UserError(f"checkpoint {path} is damaged: {what}; remove that folder to resume from the one before it")
+    others = [other for other in whole(path.parent) if other != path]
+    then = "to resume from the one before it" if others else "to start again"
+    if path.parent.name == BEST:
+        then = "to have the best one chosen anew"
+    return UserError(f"checkpoint {path} is damaged: {what}; remove that folder {then}")
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -147,13 +204,3 @@ def _write(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    if os.name != "posix":  # elsewhere a folder cannot be opened
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

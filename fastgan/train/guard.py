@@ -109,12 +109,13 @@ class Guard:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps, as plain values."""
-        return {"lr_factor": self.factor, "rollbacks": self.rollbacks, "skipped": self._told}
+        told = {"skipped": list(self._told), "stuck": list(self._stuck)}
+        return {"lr_factor": self.factor, "rollbacks": self.rollbacks, **told}
 
     def load(self, values: Mapping[str, Any]) -> None:
         """Go on from there, with networks and optimisers that have their state back."""
         known = [int(counter) for counter in self.counters()] or [0, 0]
-        self._told, self._stuck = [int(number) for number in values.get("skipped", known)], [0, 0]
+        self._told, self._stuck = list(values.get("skipped", known)), list(values.get("stuck", [0, 0]))
         self.rollbacks = int(values.get("rollbacks", 0))
         self.lower(float(values.get("lr_factor", 1.0)))
         for buffer, kept in self._buffers:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastgan.errors import NonFiniteError
+from fastgan.train.files import plainly, sync
 from fastgan.train.guard import Guard
 from fastgan.train.metrics import Meter, MetricsFile, Reading, Row, finite, waited
 
@@ -91,6 +92,12 @@ class Journal:
     def whole_rows(self) -> list[Row]:
         """The rows that no later one will replace."""
         return [row for row in self.history if int(row["step"] or 0) <= self.told]
+
+    def sync(self) -> None:
+        """Have what was written so far on the disk before a checkpoint says that it is."""
+        for path in (self.out / "metrics.csv", self.out / "alarms.csv") if self.out else ():
+            with plainly(path):
+                sync(path)
 
     def rewind(self, step: int, told: int) -> None:
         """Drop the rows beyond ``step``, which a resumed run will write again; the last whole one was at ``told``."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from fastgan import ops
 from fastgan.errors import UserError
 from fastgan.train.dials import Dials
-from fastgan.train.files import replacing
+from fastgan.train.files import append, plainly, replacing
 
 FIRST = (  # the columns that every version has written
     "step",
@@ -148,19 +148,26 @@ class MetricsFile:
 
     def append(self, row: Row) -> None:
         """Write one row; the header comes first in a new file."""
-        with self.path.open("a", newline="", encoding="utf-8") as file:
-            file.write(_line(row) if file.tell() else f"{HEADER}\n{_line(row)}")
+        append(self.path, _line(row), head=f"{HEADER}\n")
 
     def read(self, last_step: int) -> list[Row]:
-        """The rows up to ``last_step``; what a crash cut short is left out. Raises UserError on a foreign file."""
+        """The rows up to ``last_step``; what a crash cut short, and a step that is there already, is left out.
+
+        Raises UserError on a foreign file.
+        """
         if not self.path.exists():
             return []
-        header, *lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines() or [""]
+        with plainly(self.path, "read"):
+            header, *lines = self.path.read_text(encoding="utf-8", errors="replace").split("\n")
         columns = HEADERS.get(header)
         if columns is None and (lines or not HEADER.startswith(header)):
             raise UserError(f"{self.path} is not a metrics file of fastgan: move it away, then resume")
-        rows = [_parse(line.split(","), columns or COLUMNS) for line in lines]
-        return [row for row in rows if row and row["step"] is not None and row["step"] <= last_step]
+        rows: list[Row] = []
+        for line in lines[:-1]:  # what no line break ends was cut short
+            row = _parse(line.split(","), columns or COLUMNS)
+            if row and (rows[-1]["step"] or 0 if rows else 0) < (row["step"] or 0) <= last_step:
+                rows.append(row)
+        return rows
 
     def rewind(self, last_step: int) -> list[Row]:
         """Drop the rows beyond ``last_step``, which a resumed run will write again, and return those kept."""

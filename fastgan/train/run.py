@@ -9,7 +9,7 @@ from pathlib import Path
 from fastgan.errors import UserError
 from fastgan.presets import MAY_CHANGE_ON_RESUME, Config, difference, dump, from_file
 from fastgan.train import checkpoint
-from fastgan.train.files import replacing
+from fastgan.train.files import plainly, replacing, sync
 
 CONFIG = "config.yaml"
 DRAFT = f".{CONFIG}."
@@ -35,6 +35,19 @@ def create(config: Config, out: Path | None) -> Path:
     return path
 
 
+def tidy(path: Path, keep: int | None = None) -> None:
+    """Clear away what a process left in a run's folder that was killed. Only for who holds it (train.lock).
+
+    So are all checkpoints but the ``keep`` newest.
+    """
+    with plainly(path):
+        for folder, most in ((path / "checkpoints", keep), (path / "checkpoints" / checkpoint.BEST, keep and 1)):
+            checkpoint.tidy(folder, most)
+        for folder, pattern in ((path, f"{DRAFT}*"), (path, ".*.writing"), (path / "samples", ".*.writing")):
+            for left in folder.glob(pattern):
+                left.unlink(missing_ok=True)
+
+
 def write_config(path: Path, config: Config) -> None:
     """Write ``config.yaml``, whole or not at all."""
     with replacing(path / CONFIG) as temporary:
@@ -44,15 +57,26 @@ def write_config(path: Path, config: Config) -> None:
 def _publish(path: Path, config: Config) -> None:
     """Write the first ``config.yaml``: of processes that start at the same instant, one gets the folder."""
     temporary = path / f"{DRAFT}{os.getpid()}"
-    temporary.write_text(dump(config), encoding="utf-8")
     try:
-        os.link(temporary, path / CONFIG)  # a rename would replace what another process has just written
+        temporary.write_text(dump(config), encoding="utf-8")
+        sync(temporary)
+        _name(temporary, path / CONFIG)
     except FileExistsError as error:
         raise _taken(path) from error
-    except OSError:  # a file system without hard links
-        os.replace(temporary, path / CONFIG)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _name(temporary: Path, final: Path) -> None:
+    """Give a file its name. Raises FileExistsError where another process has just written one of that name."""
+    try:
+        os.link(temporary, final)  # a rename would replace the other
+    except FileExistsError:
+        raise
+    except OSError as error:  # a file system without hard links
+        if final.exists():
+            raise FileExistsError(final) from error
+        os.replace(temporary, final)
 
 
 def _taken(path: Path) -> UserError:
@@ -85,8 +109,13 @@ def stored(path: Path) -> Config:
 
 def latest_checkpoint(path: Path) -> checkpoint.Checkpoint | None:
     """The newest whole checkpoint of the run in ``path``, verified; None where none was written yet."""
-    found = checkpoint.whole(path / "checkpoints")
-    return checkpoint.load(found[-1]) if found else None
+    while found := checkpoint.whole(path / "checkpoints"):
+        try:
+            return checkpoint.load(found[-1])
+        except UserError:
+            if found[-1].exists():
+                raise  # else: the run has gone on meanwhile, and removed it for a newer one
+    return None
 
 
 def opened(path: Path) -> tuple[Config, checkpoint.Checkpoint | None]:

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from fastgan.errors import UserError
 from fastgan.optim import Averages
 from fastgan.optim.one_launch import EXTRAS, OneLaunch
+from fastgan.train.belongs import check_training, optimizer_state
 from fastgan.train.checkpoint import Checkpoint
 from fastgan.train.dials import Dials
 from fastgan.train.draws import Draws
@@ -81,7 +82,8 @@ def restore(checkpoint: Checkpoint, parts: Parts) -> None:
     training = checkpoint.tensors["training"]
     for side in SIDES:
         check_network(side, getattr(players, side), checkpoint.tensors[side])
-    optimizers = {side: _optimizer_state(side, players, checkpoint) for side in SIDES}
+    optimizers = {side: optimizer_state(side, getattr(players, f"{side}_optimizer"), checkpoint) for side in SIDES}
+    check_training(checkpoint, optimizers, parts.meter)
     for side in SIDES:
         getattr(players, side).load_state_dict(checkpoint.tensors[side])
         optimizer: Optimizer = getattr(players, f"{side}_optimizer")
@@ -107,34 +109,15 @@ def refresh_shadows(players: Players) -> None:
 
 def check_network(side: str, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Raise UserError, naming the first difference, where ``tensors`` are not the state of such a module."""
-    own = {key: tuple(value.shape) for key, value in module.state_dict().items()}
-    stored = {key: tuple(value.shape) for key, value in tensors.items()}
-    if own == stored:
-        return
+    own, stored = _kinds(module.state_dict()), _kinds(tensors)
     for key in sorted(own.keys() | stored.keys()):
         if own.get(key) != stored.get(key):
             raise UserError(
-                f"the checkpoint belongs to another {side}: {key} is {stored.get(key, 'absent')} there and"
+                f"the checkpoint belongs to another {side}: {key[:80]} is {stored.get(key, 'absent')} there and"
                 f" {own.get(key, 'absent')} here; resume with the networks that it was written with"
             )
 
 
-def _optimizer_state(side: str, players: Players, checkpoint: Checkpoint) -> dict[str, Any]:
-    prefix = f"{side}_optimizer."
-    optimizer: Optimizer = getattr(players, f"{side}_optimizer")
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    content: dict[str, Any] = {"state": {}}
-    for name, value in {**checkpoint.tensors["training"], **checkpoint.values["optimizer_scalars"]}.items():
-        if name.startswith(prefix):
-            index, key = name.removeprefix(prefix).split(".", 1)
-            into = content["state"].setdefault(int(index), {}) if index != EXTRAS else content.setdefault(EXTRAS, {})
-            into[key] = value
-    for index, entries in content["state"].items():
-        if index >= len(parameters) or any(
-            isinstance(value, Tensor) and value.ndim and value.shape != parameters[index].shape
-            for value in entries.values()
-        ):
-            raise UserError(
-                f"the checkpoint belongs to another optimiser of the {side}: resume with the one it was written with"
-            )
-    return content
+def _kinds(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Shape and dtype of each, as an error tells them."""
+    return {key: f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}" for key, value in tensors.items()}

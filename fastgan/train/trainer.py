@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from fastgan.data import Dataset
 from fastgan.errors import NonFiniteError, UserError
 from fastgan.presets import Config
 from fastgan.train import build, checkpoint, run, state
-from fastgan.train.alarms import Alarm, Alarms
+from fastgan.train.alarms import ROLLBACK, Alarm, Alarms
 from fastgan.train.album import Album
 from fastgan.train.balance import Balance
 from fastgan.train.best import Best
@@ -164,8 +165,6 @@ class Trainer:
         UserError where ``out`` holds the checkpoints of another run or another process trains in it.
         """
         total, self._alarms.aloud = self.config.steps if steps is None else steps, progress
-        if self.out:
-            self.out.mkdir(parents=True, exist_ok=True)
         with held(self.out) if self.out else nullcontext():
             self._begin()
             try:
@@ -192,14 +191,14 @@ class Trainer:
         if self.out is None:
             raise UserError("this Trainer keeps its run in memory: give it out='runs/NAME' to save checkpoints")
         if self._saved_at != self.step:
-            content = self._content()
-            folder = self.out / "checkpoints"
-            checkpoint.save(folder, content, self.config.keep_checkpoints)
-            self._saved_at = self.step
-            if self._best:
+            content, folder = self._content(), self.out / "checkpoints"
+            self._journal.sync()
+            if self._best:  # first: once the other one is there, nothing comes back to this step
                 with self._parts.stream.aside():
                     value = self._best.value(self)
                 self._best.keep(folder, content, value)
+            checkpoint.save(folder, content, self.config.keep_checkpoints)
+            self._saved_at = self.step
 
     def resume(self, stored: checkpoint.Checkpoint) -> None:
         """Continue from a checkpoint: state, counters, metrics are those of its step. Raises UserError if foreign."""
@@ -209,7 +208,7 @@ class Trainer:
         self._saved_at = self.step
         self._guard.load(stored.values)
         self._journal.rewind(self.step, int(stored.values.get("last_row", self.step)))
-        self._alarms.rewind(self._journal.whole_rows(), self.step)
+        self._alarms.rewind(self._journal.whole_rows(), self.step, self._guard.rollbacks)
         self._run = self._runner()  # graphs would go on with the memory of a state that is gone
 
     def _content(self) -> checkpoint.Checkpoint:
@@ -237,6 +236,8 @@ class Trainer:
             run.write_config(out, self.config)
             self._journal.rewind(0, 0)
             self._alarms.rewind([], -1)
+        if out:
+            run.tidy(out, self.config.keep_checkpoints)
         if folder and self._best:
             self._best.begin(folder, self.step)
         if out and self._board:
@@ -266,13 +267,11 @@ class Trainer:
         rollbacks, factor = guard.next_rollback(error)
         stored = (run.latest_checkpoint(self.out) if self.out else None) or self._good
         assert stored is not None
-        self.resume(stored)
-        guard.rollbacks = rollbacks
-        guard.lower(factor)
+        self.resume(replace(stored, values={**stored.values, "rollbacks": rollbacks, "lr_factor": factor}))
         text = (
             f"not finite by step {lost}: back at step {self.step}, learning rates at {factor:g} of the configuration's"
         )
-        self._alarms.note(Alarm(self.step, "rollback", f"{rollbacks} of {ROLLBACKS}", text))
+        self._alarms.note(Alarm(self.step, ROLLBACK, f"{rollbacks} of {ROLLBACKS}", text))
         if self.out and self._board:
             self._board.begin(self.out, self.step)
 

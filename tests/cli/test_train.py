@@ -215,7 +215,8 @@ def test_full_disk_is_one_line(fastgan, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "_write", full)
     code, _, err = fastgan("train", "gan-digits", *TINY, "--out", "r")
     assert code == 2
-    assert err.splitlines()[-1] == f"fastgan: the disk: {os.strerror(errno.ENOSPC)}"
+    last = err.splitlines()[-1]
+    assert last.startswith("fastgan: r/checkpoints cannot be written (No space left on device): make room")
     assert list((tmp_path / "r/checkpoints").iterdir()) == []
 
 
@@ -252,8 +253,8 @@ def test_damaged_checkpoint(fastgan, tmp_path):
     file = tmp_path / "r/checkpoints/step-00000006/generator.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
     before = sorted(path.name for path in (tmp_path / "r").rglob("*"))
-    refused(fastgan("train", "--resume", "--out", "r", "--steps", "8"), "checksum", "step-00000006")
-    refused(fastgan("sample", "r"), "checksum")
+    refused(fastgan("train", "--resume", "--out", "r", "--steps", "8"), "is damaged", "step-00000006")
+    refused(fastgan("sample", "r"), "is damaged")
     assert sorted(path.name for path in (tmp_path / "r").rglob("*")) == before
 
 

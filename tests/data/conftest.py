@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastgan.data import mnist
+from fastgan.data import Dataset, load, mnist
+from fastgan.errors import UserError
 
 Arrays = tuple[np.ndarray, np.ndarray]
 
@@ -55,3 +56,23 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         cut_off = dataclasses.replace(family, mirrors=("http://127.0.0.1:1/",), elsewhere=())
         monkeypatch.setitem(mnist._FAMILIES, name, cut_off)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def outcome() -> Callable[[str], Dataset | None]:
+    """What a data set's name leads to: sound data, or None where one clear line said why not. Anything else fails."""
+    return outcome_of
+
+
+def outcome_of(spec: str) -> Dataset | None:
+    complaint = ""
+    try:
+        data = load(spec, allow_download=False)
+    except UserError as error:
+        complaint = str(error)
+    if complaint:
+        assert len(complaint.splitlines()) == 1 and len(complaint) > 20
+        return None
+    assert len(data) > 0 and data.images.dim() == 4
+    assert data.labels is None or (len(data.labels) == len(data) and int(data.labels.min()) >= 0)
+    return data

@@ -109,11 +109,50 @@ def test_an_alias_in_a_file_is_the_preset(tmp_path):
 
 def test_values_that_unfold_are_shown_short(tmp_path):
     lines = ["a0: &a0 [x, x]", *(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 40))]
-    tree = presets.read(write(tmp_path / "deep.yaml", "\n".join(lines)))
+    with pytest.raises(UserError, match="unfolds into more values"):
+        presets.read(write(tmp_path / "deep.yaml", "\n".join(lines)))
+    tree: list = ["x", "x"]
+    for _ in range(39):
+        tree = [tree, tree]
     for key in ("steps", "latent", "data", "generator", "generator_optimizer", "preset"):
         with pytest.raises(UserError) as caught:
-            from_dict({key: tree["a39"]})
+            from_dict({key: tree})
         assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        "- " * 50_000,
+        "? " * 50_000,
+        "a: &a [*a, *a]",
+        "a: &a {b: *a}",
+        "a: " + "[x, " * 25 + "x" + "]" * 25,
+        "\n".join(["a0: &a0 {k: 1}", *(f"a{i}: &a{i} {{<<: [*a{i - 1}, *a{i - 1}]}}" for i in range(1, 45))]),
+        "a: &a " + str(list(range(9_000))) + "\nb: [*a, *a]",
+        "a: &a x\nb: [" + "*a, " * 200 + "]",
+        "steps: 1" + "0" * 5_000,
+        "x" * 200_000,
+        "a: !!python/object/apply:os.system [true]",
+        "!!python/object:fastgan.Trainer {}",
+        "a: !!binary x",
+        "steps: 2001-99-99",
+        "generator: {1: 2}",
+        "generator: {[1]: 2}",
+        "generator: {hidden: !!set {1, 2}}",
+        "schedules: {1: {to: 1, steps: 2}}",
+        "data: !!binary aGVsbG8=",
+    ],
+    ids=lambda text: text[:20],
+)
+@pytest.mark.timeout(20)
+def test_bombs_and_tags_are_one_clear_line(tmp_path, text):
+    with pytest.raises(UserError) as caught:
+        presets.from_file(write(tmp_path / "config.yaml", text))
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000 and "config.yaml" in str(caught.value)
+    with pytest.raises(UserError):
+        from_dict({"steps": parse(text)})
 
 
 def write(path, text):

@@ -8,7 +8,7 @@ import fastgan
 from fastgan.nn import Chain, LinearAct
 from fastgan.objectives import OBJECTIVES, Objective
 from fastgan.train import alarms, checkpoint, pictures
-from fastgan.train.alarms import Alarms
+from fastgan.train.alarms import Alarm, Alarms, read
 from fastgan.train.diversity import Diversity
 
 HEALTHY = {"loss_d": 1.3, "loss_g": 0.8, "d_real": 0.55, "d_fake": 0.45, "diversity": 0.9, "gradient_g": 0.5}
@@ -147,3 +147,15 @@ def test_only_the_last_iteration_of_a_row_is_watched():
     assert calls == [3, 7]
     assert [row["diversity"] is None for row in run.history] == [False, False, True]
     assert run.history[0]["gradient_g"] > 0
+
+
+def test_a_rollback_that_a_checkpoint_does_not_know_of_is_forgotten(tmp_path):
+    """It is noted at the step of the checkpoint that it goes back to, and happens again when the run goes on there."""
+    known = Alarms(OBJECTIVES["non_saturating"])
+    known.out = tmp_path
+    for alarm in (Alarm(5, "collapse", "begins", ""), *(Alarm(10, "rollback", f"{n} of 5", "") for n in (1, 2))):
+        known.note(alarm)
+    for count in (2, 1, 0):
+        known.rewind([], 10, count)
+        assert [alarm.event for alarm in known.raised] == ["begins", "1 of 5", "2 of 5"][: count + 1]
+        assert read(tmp_path / "alarms.csv") == known.raised

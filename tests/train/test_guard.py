@@ -94,6 +94,17 @@ def test_counts_of_skipped_steps_survive_a_resumption(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(ends(whole), ends(rest), strict=True))
 
 
+def test_a_run_that_skips_everything_stops_at_the_same_step_after_a_resumption(tmp_path):
+    keys = {"on_nan": "skip", "checkpoint_every": 14}  # between two rows, when one has gone without an update
+    whole = trainer(Failing(8), **keys)
+    trainer(Failing(8), out=tmp_path, **keys).fit(21, progress=False)
+    rest = trainer(Failing(8), out=tmp_path, **keys)
+    rest.resume(checkpoint.load(tmp_path / "checkpoints/step-00000021"))
+    for run in (whole, rest):
+        with pytest.raises(NonFiniteError, match=r"was skipped in 3 rows up to step 25"):
+            run.fit(1000, progress=False)
+
+
 def test_a_run_that_skips_everything_stops():
     run = trainer(Failing(8), on_nan="skip")
     with pytest.raises(NonFiniteError, match=r"every update of the generator was skipped in 3 rows") as caught:

@@ -162,6 +162,28 @@ def test_the_best_by_a_score_of_ones_own_survives_a_resumption(tmp_path):
     )
 
 
+def test_the_best_is_kept_even_where_a_run_ends_in_the_middle_of_saving(tmp_path, monkeypatch):
+    keys = {"keep_best": "loss_g", "checkpoint_every": 4}
+    whole = trainer(out=tmp_path / "a", **keys).fit(12, progress=False)
+    save = checkpoint.save
+    for step in (4, 8, 12):
+        folder = tmp_path / f"b{step}"
+
+        def stopped(place, content, keep, step=step):
+            written = save(place, content, keep)
+            if content.step == step and place.name == "checkpoints":
+                raise KeyboardInterrupt
+            return written
+
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint, "save", stopped)
+            with pytest.raises(KeyboardInterrupt):
+                trainer(out=folder, **keys).fit(12, progress=False)
+        resumed(folder, **keys).fit(12, progress=False)
+        found = [[path.name for path in (run / "checkpoints/best").iterdir()] for run in (whole.out, folder)]
+        assert found[0] == found[1], step
+
+
 def test_a_metric_is_the_mean_since_it_was_last_asked(tmp_path):
     best = Best("diversity")
     best.begin(tmp_path, 8)

@@ -1,11 +1,9 @@
 """kill -9 at any moment: ``--resume`` continues from the last whole checkpoint, exactly as if nothing had happened."""
 
 import csv
-import multiprocessing
 import os
 import random
 import re
-import runpy
 import signal
 import time
 
@@ -38,20 +36,11 @@ sys.exit(main(["train", *arguments]))
 
 
 @pytest.fixture(scope="module")
-def start(tmp_path_factory):
-    """Start ``fastgan train`` in a process of its own, forked from one that has imported everything."""
-    context = multiprocessing.get_context("forkserver")
-    # the last is what torch.optim imports at its first use
-    preload = ["fastgan.cli.train", "matplotlib.figure", "safetensors.torch", "tqdm.auto", "torch._dynamo"]
-    context.set_forkserver_preload(preload)
-    script = tmp_path_factory.mktemp("child") / "child.py"
-    script.write_text(CHILD)
+def start(spawn):
+    """Start ``fastgan train`` in a process of its own."""
 
     def process(folder, *arguments, dies_at=-1):
-        given = {"folder": str(folder), "arguments": arguments, "dies_at": dies_at}
-        child = context.Process(target=runpy.run_path, args=(str(script), given))
-        child.start()
-        return child
+        return spawn(CHILD, folder=str(folder), arguments=arguments, dies_at=dies_at)
 
     return process
 

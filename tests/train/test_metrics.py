@@ -104,6 +104,21 @@ def test_one_spoilt_line_costs_only_itself(tmp_path):
     assert [r["step"] for r in file.rewind(100)] == [10, 30]
 
 
+def test_a_last_row_without_its_line_break_was_cut_short(tmp_path):
+    file = MetricsFile(tmp_path / "metrics.csv")
+    for step in (10, 20):
+        file.append(row(step, gradient_g=0.125))
+    file.path.write_text(file.path.read_text()[:-2])  # 0.12 is a number too
+    assert [r["step"] for r in file.rewind(20)] == [10]
+
+
+def test_a_step_is_there_once(tmp_path):
+    file = MetricsFile(tmp_path / "metrics.csv")
+    for step in (10, 20, 10, 20, 30):
+        file.append(row(step))
+    assert [r["step"] for r in file.rewind(30)] == [10, 20, 30] == [r["step"] for r in file.read(99)]
+
+
 def test_rewind_without_a_file(tmp_path):
     assert MetricsFile(tmp_path / "metrics.csv").rewind(5) == []
     assert not (tmp_path / "metrics.csv").exists()
