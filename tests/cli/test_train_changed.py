@@ -30,6 +30,8 @@ FREE = {
     "graph": "false",
     "unroll": "2",
     "on_nan": "skip",
+    "resident": "never",
+    "readers": "1",
 }
 FORCED = {
     "latent": "uniform",
