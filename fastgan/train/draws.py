@@ -20,6 +20,7 @@ from fastgan.train.capture import runner_for
 from fastgan.train.dials import Dials
 from fastgan.train.sampler import Latents, RealBatches
 
+Part = tuple[int, int]
 LATENTS, NOISE = 1, 3  # added to the run's seed; 2 is for the pictures' fixed latents
 
 
@@ -45,8 +46,11 @@ class Draws(Protocol):
 class HostDraws:
     """Draws in the order in which they are asked for, whatever ``at`` says."""
 
-    def __init__(self, data: Dataset, config: Config, dials: Dials, device: torch.device) -> None:
-        self.batches = RealBatches(data, config.batch_size, config.seed)
+    def __init__(
+        self, data: Dataset, config: Config, dials: Dials, device: torch.device, part: Part | None = None
+    ) -> None:
+        self._first, self._rows = part or (0, config.batch_size)
+        self.batches = RealBatches(data, config.batch_size, config.seed, part)
         self.latents = Latents(config.latent, config.z_dim, device, config.seed + LATENTS)
         self._size, self._flip = config.batch_size, config.flip
         self._sigma = dials["noise"] if config.noise or "noise" in dials.names else None
@@ -56,20 +60,25 @@ class HostDraws:
         """The next batch."""
         samples = self.batches.draw()
         if self._flip:
-            coins = torch.rand(len(samples), 1, 1, 1, device=samples.device, generator=self._noise)
-            samples = torch.where(coins < 0.5, samples.flip(-1), samples)
+            coins = torch.rand(self._size, 1, 1, 1, device=samples.device, generator=self._noise)
+            samples = torch.where(self._own(coins) < 0.5, samples.flip(-1), samples)
         return self.noisy(samples, at)
 
     def z(self, at: int) -> Tensor:
         """The next latents."""
-        return self.latents.draw(self._size)
+        return self._own(self.latents.draw(self._size))
 
     def noisy(self, samples: Tensor, at: int) -> Tensor:
         """Samples with the next noise."""
         if self._sigma is None:
             return samples
-        noise = torch.empty_like(samples, requires_grad=False).normal_(generator=self._noise)
-        return samples + self._sigma * noise
+        like = samples.detach() if len(samples) == self._size else samples[:1].expand(self._size, *samples.shape[1:])
+        noise = torch.empty_like(like, requires_grad=False).normal_(generator=self._noise)
+        return samples + self._sigma * self._own(noise)
+
+    def _own(self, drawn: Tensor) -> Tensor:
+        """This process's rows of what was drawn for the whole batch."""
+        return drawn[self._first :][: self._rows]
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """States of the generators; how many batches were drawn."""
@@ -88,7 +97,15 @@ class HostDraws:
 class ClockDraws:
     """Draws that follow from the seed, the clock and ``at``. ``dtype`` is that of real samples and latents."""
 
-    def __init__(self, data: Dataset, config: Config, dials: Dials, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        data: Dataset,
+        config: Config,
+        dials: Dials,
+        dtype: torch.dtype = torch.float32,
+        part: Part | None = None,
+    ) -> None:
+        self._first, self._rows = self._part = part or (0, config.batch_size)
         self.data, self._config, self._dtype, self._clock = data, config, dtype, dials.clock
         noise = dials["noise"]
         self._sigma = None
@@ -108,6 +125,7 @@ class ClockDraws:
             flip=config.flip,
             noise=self._sigma,
             dtype=self._dtype,
+            part=self._part,
         )
         assert isinstance(samples, Tensor)  # without labels
         return samples
@@ -117,11 +135,12 @@ class ClockDraws:
         config = self._config
         return ops.latent(
             self._clock,
-            shape=(config.batch_size, config.z_dim),
+            shape=(self._rows, config.z_dim),
             seed=config.seed + LATENTS,
             site=(self._per_step, at),
             kind=config.latent,
             dtype=self._dtype,
+            first=self._first,
         )
 
     def noisy(self, samples: Tensor, at: int) -> Tensor:
@@ -134,6 +153,7 @@ class ClockDraws:
             seed=self._config.seed + NOISE,
             site=(self._per_step, at),
             dtype=samples.dtype,
+            first=self._first,
         )
         return torch.addcmul(samples, noise, self._sigma.to(samples.dtype))
 
@@ -145,8 +165,13 @@ class ClockDraws:
         """The clock says it all."""
 
 
-def draws(data: Dataset, config: Config, dials: Dials, device: torch.device, bf16: bool) -> Draws:
-    """By the clock where steps can be captured and the data are on the device; else by the host."""
+def draws(
+    data: Dataset, config: Config, dials: Dials, device: torch.device, bf16: bool, part: Part | None = None
+) -> Draws:
+    """By the clock where steps can be captured and the data are on the device; else by the host.
+
+    ``part``: the first row and the number of rows of each batch that are drawn; None for all.
+    """
     if runner_for(device) is not None and data.resident:
-        return ClockDraws(data, config, dials, torch.bfloat16 if bf16 else torch.float32)
-    return HostDraws(data, config, dials, device)
+        return ClockDraws(data, config, dials, torch.bfloat16 if bf16 else torch.float32, part)
+    return HostDraws(data, config, dials, device, part)
