@@ -125,6 +125,11 @@ class Team:
             raise KINDS.get(kind, UserError)(text)
         return result
 
+    def path(self, find: Callable[[], Path | None]) -> Path | None:
+        """The path that the first process finds or makes."""
+        found = self.lead(find)
+        return Path(text) if (text := self.told(str(found or ""))) else None
+
     def agree(self, what: str, text: str) -> None:
         """Raise UserError, in all, unless every process says the same of ``what``."""
         if not self.many:

@@ -102,7 +102,7 @@ def speaks(text: str) -> bool:
         return os.environ.get("RANK", "0") in ("0", "")
     try:
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        store = dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=5))
+        store = dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=5))  # type: ignore[attr-defined]
         return store.add(f"fastgan/said/{hashlib.sha256(text.encode()).hexdigest()}", 1) == 1
     except (KeyError, ValueError, RuntimeError):  # nobody keeps count
         return True

@@ -91,8 +91,8 @@ class Trainer:
         build.check(config, self.data)
         self.dials = dials = Dials(config, self.device)
         self.players = players = build_players(plain, self.data.sample_shape, dials, networks, optimizers or {})
-        self.generator, self.discriminator = networks = players.generator, players.discriminator
-        same_start(team, networks, config, self.data)
+        self.generator, self.discriminator = players.generator, players.discriminator
+        same_start(team, (self.generator, self.discriminator), config, self.data)
         self.step, self.images, self.seconds, self.exit_code = 0, 0, 0.0, 0
         value = as_objective(config.objective if objective is None else objective)
         bf16 = build.bf16(config, self.device)
