@@ -14,7 +14,7 @@ from fastgan import Trainer, optim
 from fastgan.errors import LostPeersError, NonFiniteError, UserError
 from fastgan.nn import BatchNorm1dAct, Chain, LinearAct
 from fastgan.ops import peers
-from fastgan.train import capture, joining
+from fastgan.train import capture, checkpoint, joining
 from fastgan.train.state import averaged
 
 GENTLE = {f"{side}_optimizer.eps": 1e-2 for side in ("generator", "discriminator")}  # noise is not blown up to steps
@@ -85,6 +85,26 @@ def cases(rank, size, folder):
     torch.save(left(own_networks(rank)), folder / f"own.{rank}.pt")
     for name in CAPTURED:
         torch.save(left(trained(name, captured=True)), folder / f"{name} captured.{rank}.pt")
+
+
+def dropping(folder, steps, resumed=None):
+    torch.manual_seed(0)
+    generator = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 2))
+    discriminator = nn.Sequential(nn.Linear(2, 8), nn.Dropout(0.5), nn.Linear(8, 1))
+    data = torch.randn(60, 2, generator=torch.Generator().manual_seed(1))
+    keys = {**SMALL, "z_dim": 4, "checkpoint_every": 2, **GP}
+    trainer = Trainer(generator=generator, discriminator=discriminator, data=data, out=folder, **keys)
+    if resumed:
+        trainer.resume(checkpoint.load(checkpoint.whole(resumed / "checkpoints")[-1]))
+    return trainer.fit(steps, progress=False)
+
+
+def streams(rank, size, folder):
+    """Networks that draw for themselves: each process its own, which a checkpoint keeps."""
+    whole = dropping(folder / "whole", 8)
+    halves = [dropping(folder / "half", 4), dropping(folder / "half", 8, resumed=folder / "half")]
+    drawn = [trainer._parts.stream.state()["cpu"] for trainer in (whole, halves[1])]
+    torch.save({"whole": left(whole), "half": left(halves[1]), "drawn": drawn}, folder / f"streams.{rank}.pt")
 
 
 def said(act):

@@ -55,7 +55,7 @@ def team(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pair(team):
-    return team(2, "cases", "mishaps", "norms", "wrapped")
+    return team(2, "cases", "mishaps", "norms", "wrapped", "streams")
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,9 @@ def compare(one, many):
                 assert row[key] == other[key], key
     assert one["tensors"].keys() == many["tensors"].keys()
     for key, tensor in one["tensors"].items():
-        torch.testing.assert_close(many["tensors"][key], tensor, rtol=1e-4, atol=1e-5, msg=lambda m, key=key: f"{key}: {m}")
+        torch.testing.assert_close(
+            many["tensors"][key], tensor, rtol=1e-4, atol=1e-5, msg=lambda m, key=key: f"{key}: {m}"
+        )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -141,6 +143,17 @@ def test_norms_of_two_parts_are_those_of_the_whole_batch(pair, tmp_path):
 @pytest.mark.full
 def test_norms_of_three_parts_are_those_of_the_whole_batch(three, tmp_path):
     check_norms(three, 3, tmp_path)
+
+
+def test_dropout_is_each_processs_own_and_resumes(pair, tmp_path):
+    found = [torch.load(pair / f"streams.{rank}.pt", weights_only=True) for rank in range(2)]
+    for each in found:  # rows from before lie in a file that the first one alone reads
+        each["half"]["rows"][:] = each["whole"]["rows"][:2] + each["half"]["rows"][-1:]
+    same(found[0]["whole"], found[1]["whole"], *(each["half"] for each in found))
+    assert all(torch.equal(*each["drawn"]) for each in found)
+    assert not torch.equal(found[0]["drawn"][0], found[1]["drawn"][0])
+    trainer = JOBS["dropping"](tmp_path, 10, resumed=pair / "half")  # alone it goes on with other numbers
+    assert trainer.step == 10 and trainer.history[0] == trainer.history[0]
 
 
 MISHAPS = {

@@ -163,3 +163,46 @@ def test_torchrun_ends_and_resumes(tmp_path, undisturbed):
         shutil.rmtree(late)
     assert torchrun(tmp_path, *SETTINGS, "--resume").wait(100) == 0, logs(tmp_path)
     assert outcome(tmp_path) == undisturbed
+
+
+STANDS_FOR = {  # what Slurm has on a cluster: two tasks here, and a note of what is asked for
+    "srun": """#!/bin/bash
+while [[ $1 == --* ]]; do shift; done
+for rank in 0 1; do SLURM_PROCID=$rank SLURM_NTASKS=2 SLURM_LOCALID=$rank "$@" >> "log.$rank" 2>&1 & tasks+=($!); done
+trap 'kill -USR1 "${tasks[@]}"' USR1
+for task in "${tasks[@]}"; do
+  while kill -0 $task 2> /dev/null; do wait $task; code=$?; done
+done
+exit $code
+""",
+    "scontrol": """#!/bin/bash
+if [[ $1 == show ]]; then echo 127.0.0.1; else echo "$@" >> asked; fi
+""",
+}
+
+
+@pytest.mark.full
+def test_the_example_for_slurm_goes_back_into_the_queue(tmp_path, undisturbed):
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name, script in STANDS_FOR.items():
+        (tools / name).write_text(script)
+        (tools / name).chmod(0o755)
+    settings = {"PATH": f"{tools}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "PYTHON": sys.executable}
+    settings |= {"SLURM_JOB_ID": "77", "SLURM_JOB_NODELIST": "here", "OMP_NUM_THREADS": "1", "FASTGAN_TIMEOUT": "60"}
+
+    def job():
+        command = ["bash", str(ROOT / "examples/slurm.sbatch"), *SETTINGS, "--set", "checkpoint_every=2"]
+        return subprocess.Popen(command, cwd=tmp_path, env={**os.environ, **settings}, start_new_session=True)
+
+    first = job()
+    deadline = time.monotonic() + 100
+    while not list(tmp_path.glob("run/checkpoints/step-*")):
+        assert first.poll() is None and time.monotonic() < deadline, logs(tmp_path)
+        time.sleep(0.005)
+    first.send_signal(signal.SIGUSR1)
+    assert first.wait(60) == 138, logs(tmp_path)
+    assert (tmp_path / "asked").read_text() == "requeue 77\n"
+    assert job().wait(100) == 0, logs(tmp_path)
+    assert (tmp_path / "asked").read_text() == "requeue 77\n"
+    assert outcome(tmp_path) == undisturbed
