@@ -37,9 +37,9 @@ class NonFiniteError(RuntimeError):
 class LostPeersError(RuntimeError):
     """Another process of the job is gone, or did not answer in time. The command line exits with 1 on it."""
 
-    def __init__(self, rank: int, cause: object) -> None:
-        reason = (str(cause).strip() or type(cause).__name__).splitlines()[0][:200]
+    def __init__(self, cause: object) -> None:
+        self.reason = (str(cause).strip() or type(cause).__name__).splitlines()[0][:200]
         super().__init__(
-            f"rank {rank}: another process of the job has ended or does not answer; its own message says why, and"
-            f" --resume goes on from the last checkpoint ({reason})"
+            "another process of the job has ended or does not answer: its own message says why, and --resume goes on"
+            f" from the last checkpoint ({self.reason})"
         )

@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except NonFiniteError as error:
         return _complain(str(error), 3)
     except LostPeersError as error:
-        return _complain(str(error), 1)
+        return _complain(str(error), 1, alone=True)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader of our output has left: fastgan bench | head
@@ -57,8 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain("out of memory: set a smaller batch_size, smaller networks, or fewer samples at a time", 2)
 
 
-def _complain(text: str, code: int) -> int:
-    if "WORLD_SIZE" not in os.environ or _speaks(text):
+def _complain(text: str, code: int, alone: bool = False) -> int:
+    """Say what is wrong; of several processes one speaks for all that would say the same, unless each is ``alone``."""
+    if alone or "WORLD_SIZE" not in os.environ or _speaks(text):
         print(f"fastgan: {' '.join(text.splitlines())}", file=sys.stderr)
     return code
 

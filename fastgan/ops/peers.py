@@ -43,7 +43,7 @@ class Peers:
         try:
             dist.all_reduce(values, group=self.group)
         except RuntimeError as error:
-            raise LostPeersError(self.rank, error) from error
+            raise LostPeersError(error) from error
         return values
 
     def average_(self, values: Tensor) -> Tensor:

@@ -6,7 +6,8 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ from fastgan.errors import LostPeersError, NonFiniteError, UserError
 from fastgan.ops.peers import Peers
 from fastgan.train.lock import held
 
+PATIENCE = timedelta(days=1)  # with who packs or downloads
 KINDS: dict[str, type[Exception]] = {"UserError": UserError, "NonFiniteError": NonFiniteError}
 T = TypeVar("T")
 
@@ -156,9 +158,11 @@ class Team:
 
     @contextlib.contextmanager
     def in_turn(self) -> Iterator[None]:
-        """Context that the first process goes through before the others: what it packs or downloads, they find."""
+        """Context that the first process goes through before the others, however long that takes: what it packs or
+        downloads, they find."""
+        patient = replace(self, control=dist.new_group(timeout=PATIENCE, backend="gloo")) if self.many else self
         if not self.first:
-            self.lead(lambda: None)
+            patient.lead(lambda: None)
         failure = ""
         try:
             yield
@@ -166,8 +170,10 @@ class Team:
             failure = json.dumps([type(error).__name__, str(error)])
             raise
         finally:
-            if self.first and self.many:
-                self.told(failure)
+            if self.first:
+                patient.told(failure)
+        if self.many:
+            dist.destroy_process_group(patient.control)
 
     @contextlib.contextmanager
     def holding(self, folder: Path | None) -> Iterator[None]:
@@ -199,7 +205,7 @@ class Team:
         try:
             yield
         except RuntimeError as error:
-            raise LostPeersError(self.rank, error) from error
+            raise LostPeersError(error) from error
 
 
 def stored_by_all(tensors: Mapping[str, Tensor], name: str) -> list[Tensor]:

@@ -72,9 +72,12 @@ class HostDraws:
         """Samples with the next noise."""
         if self._sigma is None:
             return samples
-        like = samples.detach() if len(samples) == self._size else samples[:1].expand(self._size, *samples.shape[1:])
-        noise = torch.empty_like(like, requires_grad=False).normal_(generator=self._noise)
-        return samples + self._sigma * self._own(noise)
+        if self._rows == self._size:
+            noise = torch.empty_like(samples, requires_grad=False).normal_(generator=self._noise)
+        else:
+            whole = samples.new_empty((self._size, *samples.shape[1:]), requires_grad=False)
+            noise = self._own(whole.normal_(generator=self._noise))
+        return samples + self._sigma * noise
 
     def _own(self, drawn: Tensor) -> Tensor:
         """This process's rows of what was drawn for the whole batch."""

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import socket
+import time
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -29,6 +30,9 @@ from fastgan.train.distributed import Team
 
 TIMEOUT = "FASTGAN_TIMEOUT"  # seconds that a process waits for the others
 DESCRIBED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+ASKED = 3.0  # seconds in which processes that fail alike ask who says so
+
+_store: Any = None  # what the processes met at
 
 
 def join(device: str) -> Team:
@@ -98,14 +102,17 @@ def speaks(text: str) -> bool:
     """Whether this process is the one to say ``text``, which others may have to say as well: the first that asks."""
     if alone():
         return True
-    if not (dist.is_available() and dist.is_initialized()):
+    if _store is None:
         return os.environ.get("RANK", "0") in ("0", "")
+    key = f"fastgan/said/{hashlib.sha256(text.encode()).hexdigest()}"
     try:
-        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        store = dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=5))  # type: ignore[attr-defined]
-        return store.add(f"fastgan/said/{hashlib.sha256(text.encode()).hexdigest()}", 1) == 1
-    except (KeyError, ValueError, RuntimeError):  # nobody keeps count
+        first = _store.add(key, 1) == 1
+        until = time.monotonic() + ASKED
+        while dist.get_rank() == 0 and _store.add(key, 0) < dist.get_world_size() and time.monotonic() < until:
+            time.sleep(0.01)  # what it may hold for the others ends with it
+    except RuntimeError:  # nobody keeps count any more
         return True
+    return first
 
 
 def _timeout() -> timedelta:
@@ -144,8 +151,12 @@ def _meet(device: str, rank: int, size: int) -> None:
         raise UserError("this PyTorch is built without torch.distributed: train in one process, or install another")
     waits = _timeout()
     nccl = device != "cpu" and torch.cuda.is_available() and dist.is_nccl_available()
+    backend = "cpu:gloo,cuda:nccl" if nccl else "gloo"
+    global _store
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo", rank=rank, world_size=size, timeout=waits)
+        _store, _, _ = next(iter(dist.rendezvous("env://", timeout=waits)))  # type: ignore[attr-defined]
+        within = dist.PrefixStore("fastgan", _store)  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=within, rank=rank, world_size=size, timeout=waits)
     except (RuntimeError, ValueError, OSError) as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -34,7 +34,7 @@ CASES = {
     "balanced": ("ring8", {**MLP, "balance": "auto", "on_nan": "skip", "discriminator_optimizer.lr": 2e-2}),
     "moving": ("gan-digits", {**MLP, "schedules": MOVING, "latent": "discrete", "ema.decay": 0.9}),
 }
-CAPTURED = ("both normalised", "critics")
+CAPTURED = ("both normalised", "critics")  # under the rules of a CUDA graph
 
 
 class Lopsided(nn.Module):
