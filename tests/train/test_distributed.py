@@ -12,6 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
+import fastgan
+from fastgan.nn.synced_batch_norm import sync
+from fastgan.ops.peers import Peers
+
 if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
     pytest.skip("torch.distributed with gloo", allow_module_level=True)
 
@@ -109,6 +113,11 @@ def test_two_processes_train_as_one_does(pair, alone, name):
     same(*many)
 
 
+def test_some_updates_of_the_balanced_case_are_skipped(pair):
+    rows = torch.load(pair / "balanced.1.pt", weights_only=True)["rows"]
+    assert 0 < sum(row["balanced"] for row in rows) < 24
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("name", NAMES)
 def test_three_processes_train_as_one_does(three, alone, name):
@@ -184,3 +193,25 @@ def test_layers_keep_their_gradients_under_ddp(pair):
             torch.testing.assert_close(ours, theirs)
     for ours, theirs in zip(found[0]["weights"], found[1]["weights"], strict=True):
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["critics", "both normalised"])
+def test_reductions_are_captured_with_the_step(name):
+    """One process that reduces with itself over NCCL does as one that does not."""
+    preset, keys = JOBS["CASES"][name]
+    plain, reducing = (fastgan.Trainer(preset, **{**keys, "device": "cuda"}) for _ in range(2))
+    torch.distributed.init_process_group("nccl", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        sync(reducing.generator)
+        sync(reducing.discriminator)
+        generator = torch.Generator("cuda").manual_seed(plain.config.seed)
+        reducing._iterate.peers = reducing._meter._team = Peers(0, 1, None, generator)
+        reducing._run = reducing._runner()
+        for trainer in (plain, reducing):
+            trainer.fit(6, progress=False)
+        compare(JOBS["left"](plain), JOBS["left"](reducing))
+    finally:
+        torch.cuda.synchronize()
+        del reducing
+        torch.distributed.destroy_process_group()
