@@ -33,6 +33,7 @@ DESCRIBED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 ASKED = 3.0  # seconds in which processes that fail alike ask who says so
 
 _store: Any = None  # what the processes met at
+_apart = False  # whether this one has not found the others, and is on its own with what it has to say
 
 
 def join(device: str) -> Team:
@@ -43,10 +44,13 @@ def join(device: str) -> Team:
     """
     joined = dist.is_available() and dist.is_initialized()
     if not joined:
+        global _apart
+        _apart = True
         rank, size = _described()
         if size == 1:
             return Team(build.device(device))
         _meet(device, rank, size)
+        _apart = False
     if dist.get_world_size() == 1:
         return Team(build.device(device))
     rank, size = dist.get_rank(), dist.get_world_size()
@@ -103,7 +107,7 @@ def speaks(text: str) -> bool:
     if alone():
         return True
     if _store is None:
-        return os.environ.get("RANK", "0") in ("0", "")
+        return _apart or os.environ.get("RANK", "0") in ("0", "")
     key = f"fastgan/said/{hashlib.sha256(text.encode()).hexdigest()}"
     try:
         first = _store.add(key, 1) == 1

@@ -58,6 +58,7 @@ def test_half_a_description_is_refused_in_a_line(environment, changed, text):
     with pytest.raises(UserError, match=text) as error:
         joining.join("cpu")
     assert "\n" not in str(error.value) and "torchrun" in str(error.value)
+    assert joining.speaks(str(error.value))  # whoever has it: the others may be well
 
 
 @pytest.mark.parametrize("seconds", ["soon", "0", "-1", "inf", "nan"])
