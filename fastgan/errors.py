@@ -33,3 +33,14 @@ def require(module: str, *, extra: str | None = None, why: str) -> ModuleType:
 
 class NonFiniteError(RuntimeError):
     """Training met NaN or infinity and stopped. The command line exits with 3 on it."""
+
+
+class LostPeersError(RuntimeError):
+    """Another process of the job is gone, or did not answer in time. The command line exits with 1 on it."""
+
+    def __init__(self, cause: object) -> None:
+        self.reason = (str(cause).strip() or type(cause).__name__).splitlines()[0][:200]
+        super().__init__(
+            "another process of the job has ended or does not answer: its own message says why, and --resume goes on"
+            f" from the last checkpoint ({self.reason})"
+        )

@@ -2,7 +2,8 @@
 
     out [M, N] = alpha [M] * real [M, N] + (1 - alpha [M]) * fake [M, N]
 
-alpha of row m is the upper 24 bits of word m % 4 of counter m // 4 (``philox.py``), over 2^24: from 0 to 1, 1 excluded.
+alpha of row m is the upper 24 bits of word k % 4 of counter k // 4 (``philox.py``), over 2^24: from 0 to 1, 1 excluded,
+with k = first + m: the rows may be part of a larger batch.
 ``fastgan/ops/interpolate.py`` has the same bits in plain PyTorch.
 
 Contract: bf16, fp16 or fp32, each operand its own; the elements of a row lie one after another, rows by any stride;
@@ -43,26 +44,26 @@ def uniform(rng, at):
     return (word >> 8).to(tl.float32) * (1.0 / 16777216.0)
 
 
-@triton.jit(do_not_specialize=["M"])
-def interpolate_kernel(real, fake, out, rng, M, N, real_m, fake_m, BM: tl.constexpr, BN: tl.constexpr):
+@triton.jit(do_not_specialize=["M", "first"])
+def interpolate_kernel(real, fake, out, rng, M, N, real_m, fake_m, first, BM: tl.constexpr, BN: tl.constexpr):
     """One [BM, BN] tile of out."""
     tiles = tl.cdiv(N, BN)
     m = (tl.program_id(0) // tiles).to(tl.int64) * BM + tl.arange(0, BM)  # [BM]
     n = (tl.program_id(0) % tiles).to(tl.int64) * BN + tl.arange(0, BN)  # [BN]
     inside = (m[:, None] < M) & (n[None, :] < N)
-    alpha = uniform(rng, m)[:, None]  # [BM, 1]
+    alpha = uniform(rng, first + m)[:, None]  # [BM, 1]
     x = tl.load(real + m[:, None] * real_m + n[None, :], mask=inside, other=0.0).to(tl.float32)
     y = tl.load(fake + m[:, None] * fake_m + n[None, :], mask=inside, other=0.0).to(tl.float32)
     between = alpha * x + (1.0 - alpha) * y
     tl.store(out + m[:, None] * N + n[None, :], between.to(out.dtype.element_ty), mask=inside)
 
 
-def launch(real: Tensor, fake: Tensor, rng: Tensor, out: Tensor) -> Launch:
+def launch(real: Tensor, fake: Tensor, rng: Tensor, out: Tensor, first: int = 0) -> Launch:
     """Prepare out [M, N] = alpha [M] * real [M, N] + (1 - alpha [M]) * fake [M, N]."""
     M, N = real.shape
     tile = choose(N)
     arguments: dict[str, object] = {"real": real, "fake": fake, "out": out, "rng": rng, "M": M, "N": N}
-    arguments |= {"real_m": real.stride(0), "fake_m": fake.stride(0)}
+    arguments |= {"real_m": real.stride(0), "fake_m": fake.stride(0), "first": first}
     constexprs: dict[str, object] = {"BM": tile.rows, "BN": tile.cols}
     return Launch(interpolate_kernel, arguments, constexprs, tile.programs(M, N), tile)
 
@@ -73,19 +74,20 @@ def choose(N: int) -> Config:
     return Config(ELEMENTS // cols, cols, 1, 8, REGISTERS, stages=1)
 
 
-def interpolate(real: Tensor, fake: Tensor, rng: Tensor) -> Tensor:
+def interpolate(real: Tensor, fake: Tensor, rng: Tensor, first: int = 0) -> Tensor:
     """Return a random point between each row of real [M, N] and of fake [M, N].
 
     Args:
         real, fake: the elements of a row one after another; rows by any stride.
         rng: int64 [2] on the device, seed and offset.
+        first: which row of the whole batch the first one is.
 
     Returns:
         [M, N], contiguous, in the wider of their dtypes.
     """
     out = real.new_empty(real.shape, dtype=torch.promote_types(real.dtype, fake.dtype))
     if out.numel():
-        submit(launch, (real, fake, rng), (out,))
+        submit(launch, (real, fake, rng), (out,), first)
     return out
 
 

@@ -1,6 +1,8 @@
 """What a generator is given, drawn in one launch: latents of a few kinds, and class labels.
 
-    out[at] = kind(word at % 4 of Philox's counter at // 4), for draw clock * per_step + index     (``streams.py``)
+    out[at] = kind(word k % 4 of Philox's counter k // 4), for draw clock * per_step + index       (``streams.py``)
+
+with k = first + at: what is drawn may be part of a larger draw.
 
     normal    Box-Muller on words 0 and 1 of a counter, and on 2 and 3; up to 6.764 on either side
     uniform   the upper 24 bits of the word, from -1 to 1, 1 excluded
@@ -34,15 +36,15 @@ REGISTERS = 128  # the cap
 KINDS = ("normal", "uniform", "discrete", "label")
 
 
-@triton.jit(do_not_specialize=["seed_low", "seed_high", "per_step", "index", "levels"])
+@triton.jit(do_not_specialize=["seed_low", "seed_high", "per_step", "index", "levels", "before"])
 def latent_kernel(
-    out, clock, total, levels, seed_low, seed_high, per_step, index, KIND: tl.constexpr, BN: tl.constexpr
+    out, clock, total, levels, seed_low, seed_high, per_step, index, before, skip, KIND: tl.constexpr, BN: tl.constexpr
 ):  # fmt: skip
-    """BN elements of out."""
+    """BN elements of out, less the ``skip`` first ones; ``before`` counters belong to what comes before."""
     tile = tl.program_id(0).to(tl.int64)
     count = tl.load(clock) * per_step + index
-    four = (tile * (BN // 4) + tl.arange(0, BN // 4))[None, :]
-    at = (tile * BN + tl.arange(0, BN))[None, :]  # [1, BN]
+    four = (before + tile * (BN // 4) + tl.arange(0, BN // 4))[None, :]
+    at = (tile * BN + tl.arange(0, BN))[None, :] - skip  # [1, BN]
     if KIND == "normal":
         value = normals(seed_low, seed_high, LATENT, count, four)
     else:
@@ -54,20 +56,26 @@ def latent_kernel(
             value = tl.div_rn((2 * below(word, levels) - (levels - 1)).to(tl.float32), (levels - 1).to(tl.float32))
         if KIND == "label":
             value = below(word, levels)
-    tl.store(out + at, value.to(out.dtype.element_ty), mask=at < total)
+    tl.store(out + at, value.to(out.dtype.element_ty), mask=(at >= 0) & (at < total))
 
 
-def launch(clock: Tensor, out: Tensor, kind: str, levels: int, seed: int, site: tuple[int, int]) -> Launch:
-    """Prepare out = draw ``site`` of that kind."""
+def launch(
+    clock: Tensor, out: Tensor, kind: str, levels: int, seed: int, site: tuple[int, int], first: int = 0
+) -> Launch:
+    """Prepare out = draw ``site`` of that kind, from its element ``first`` on."""
     total = out.numel()
     arguments: dict[str, object] = {"out": out, "clock": clock, "total": total, "levels": levels}
     arguments |= dict(zip(("seed_low", "seed_high"), halves(seed), strict=True))
     arguments |= dict(zip(("per_step", "index"), site, strict=True))
+    before, skip = divmod(first, 4)
+    arguments |= {"before": before, "skip": skip}
     config = Config(1, ELEMENTS, 1, 4, REGISTERS, stages=1)
-    return Launch(latent_kernel, arguments, {"KIND": kind, "BN": ELEMENTS}, -(-total // ELEMENTS), config)
+    return Launch(latent_kernel, arguments, {"KIND": kind, "BN": ELEMENTS}, -(-(skip + total) // ELEMENTS), config)
 
 
-def draw(clock: Tensor, out: Tensor, *, kind: str, seed: int, site: tuple[int, int], levels: int = 2) -> Tensor:
+def draw(
+    clock: Tensor, out: Tensor, *, kind: str, seed: int, site: tuple[int, int], levels: int = 2, first: int = 0
+) -> Tensor:
     """Fill ``out`` with what the clock has come to, and return it.
 
     Args:
@@ -77,9 +85,10 @@ def draw(clock: Tensor, out: Tensor, *, kind: str, seed: int, site: tuple[int, i
         seed: an int64.
         site: draws of this kind in a step, and which of them this is.
         levels: of ``discrete``; for ``label`` the number of classes.
+        first: which element of the whole draw the first one of ``out`` is.
     """
     if out.numel():
-        submit(launch, (clock, out), (), kind, levels, seed, site)
+        submit(launch, (clock, out), (), kind, levels, seed, site, first)
     return out
 
 
@@ -92,3 +101,5 @@ def variants(arch: int) -> Iterator[Variant]:
                 out = torch.empty(total, dtype=dtype, device="meta")
                 name = f"{kind} {str(dtype).removeprefix('torch.')} {total}"
                 yield launch(clock, out, kind, 10, 0, (1, 0)).variant("latent", name, 0)
+        for first in (1, 3):
+            yield launch(clock, out, kind, 10, 0, (1, 0), first).variant("latent", f"{name} from {first}", 0)

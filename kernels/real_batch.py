@@ -7,7 +7,8 @@ Draw ``clock * per_step + index`` is batch b of epoch e, of n // B batches each;
 position b B + r of that epoch (``permutation.py``), or, ``in_order``, of the data: so a ring of batches is read that
 were gathered elsewhere. Row r is mirrored where the upper bit of the first word of Philox's counter r, for FLIP, is
 set. Element ``at`` of a sample, counted with the channels innermost in every layout, takes normal number ``at % 4`` of
-counter r * ceil(C H W / 4) + at // 4, for NOISE (``streams.py``).
+counter r * ceil(C H W / 4) + at // 4, for NOISE (``streams.py``). ``out`` may be a part of that batch, the rows from
+``lead`` on; a ring is then one of such parts.
 
 Contract: uint8, bf16, fp16 or fp32 in, contiguous; bf16, fp16 or fp32 out, each sample dense, contiguous or
 channels_last, rows by any stride; formed in fp32 and rounded once. Without noise uint8 gives the bits of
@@ -54,24 +55,28 @@ def normalised(pixels):
     return x * 0.007843017578125 + x * 1.1967678403834725e-07 - 1.0
 
 
-@triton.jit(do_not_specialize=["n", "rows", "batches", "parts", "seed_low", "seed_high", "per_step", "index"])
+@triton.jit(
+    do_not_specialize=["n", "rows", "batch", "lead", "batches", "parts", "seed_low", "seed_high", "per_step", "index"]
+)
 def real_batch_kernel(
-    images, out, clock, noise, labels, picked, n, rows, batches, parts, size, out_r,
+    images, out, clock, noise, labels, picked, n, rows, batch, lead, batches, parts, size, out_r,
     seed_low, seed_high, per_step, index,
     C: tl.constexpr, W: tl.constexpr, PLANES: tl.constexpr, SHUFFLED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """Every parts-th tile [BM, BN] of BM samples. C: channels walked innermost. W: a line's length; 0: no flip.
 
     PLANES: the result has its channels in planes, as the data has. SHUFFLED: samples are taken in an epoch's order, not
-    in that of the data.
+    in that of the data. ``rows`` of the ``batch`` from its row ``lead`` on.
     """
     part = tl.program_id(0) % parts
     row = (tl.program_id(0) // parts) * BM + tl.arange(0, BM)  # [BM]
     there = row < rows
     count = tl.load(clock) * per_step + index
-    first = (count % batches).to(tl.int32) * rows
-    stands = first + tl.minimum(row, rows - 1)
-    sample = permuted(stands, n, seed_low, seed_high, count // batches) if SHUFFLED else stands
+    turn, stands = (count % batches).to(tl.int32), tl.minimum(row, rows - 1)
+    if SHUFFLED:
+        sample = permuted(turn * batch + lead + stands, n, seed_low, seed_high, count // batches)
+    else:
+        sample = turn * rows + stands
     sample = sample.to(tl.int64)
     if labels is not None:
         label = tl.load(labels + sample, mask=there & (part == 0), other=0)
@@ -80,7 +85,7 @@ def real_batch_kernel(
     far = row.to(tl.int64)[:, None]
     fours = (size + 3) // 4
     if W > 0:
-        word, _, _, _ = words(seed_low, seed_high, FLIP, count, row.to(tl.int64))
+        word, _, _, _ = words(seed_low, seed_high, FLIP, count, lead + row.to(tl.int64))
         mirrored = ((word >> 31) != 0)[:, None]
     for tile in range(part, tl.cdiv(size, BN), parts):
         at = tile * BN + tl.arange(0, BN)  # [BN]
@@ -93,7 +98,7 @@ def real_batch_kernel(
         x = tl.load(images + sample[:, None] * size + come_from, mask=inside, other=0)
         x = normalised(x) if images.dtype.element_ty == tl.uint8 else x.to(tl.float32)
         if noise is not None:
-            four = far * fours + (tile * (BN // 4) + tl.arange(0, BN // 4))[None, :]
+            four = (lead + far) * fours + (tile * (BN // 4) + tl.arange(0, BN // 4))[None, :]
             x += tl.load(noise) * normals(seed_low, seed_high, NOISE, count, four)
         to = place if PLANES else at
         tl.store(out + far * out_r + to[None, :], x.to(out.dtype.element_ty), mask=inside)
@@ -111,15 +116,18 @@ def launch(
     flip: bool,
     channels_last: bool,
     in_order: bool,
+    part: tuple[int, int] | None = None,
 ) -> Launch:
-    """Prepare out [B, ...] and picked [B]: draw ``site`` of images [n, ...] and labels [n]."""
+    """Prepare out [B, ...] and picked [B]: draw ``site`` of images [n, ...] and labels [n], or a ``part`` of it."""
     n, rows, size = len(images), len(out), images[0].numel()
+    batch, lead = part or (rows, 0)
     joined = images.dim() == 4 and images.shape[1] > 1 and (channels_last or noise is not None)
     tile = choose(size)
     blocks = -(-rows // tile.rows)
     parts = min(-(-size // tile.cols), max(1, PROGRAMS // blocks))
     arguments: dict[str, object] = {"images": images, "out": out, "clock": clock, "noise": noise}
-    arguments |= {"labels": labels, "picked": picked, "n": n, "rows": rows, "batches": n // rows, "parts": parts}
+    arguments |= {"labels": labels, "picked": picked, "n": n, "rows": rows, "parts": parts}
+    arguments |= {"batch": batch, "lead": lead, "batches": n // (rows if in_order else batch)}
     arguments |= {"size": size, "out_r": out.stride(0)}
     arguments |= dict(zip(("seed_low", "seed_high"), halves(seed), strict=True))
     arguments |= dict(zip(("per_step", "index"), site, strict=True))
@@ -146,6 +154,7 @@ def real_batch(
     labels: Tensor | None = None,
     channels_last: bool = False,
     in_order: bool = False,
+    part: tuple[int, int] | None = None,
 ) -> Tensor | None:
     """Fill ``out`` with the batch that the clock has come to, and return its labels.
 
@@ -160,11 +169,12 @@ def real_batch(
         labels: int64 [n], contiguous, or None.
         channels_last: the layout of ``out``.
         in_order: batches lie one behind the other, and after the last comes the first.
+        part: the rows of the whole batch, and which of them the first one of ``out`` is; None: ``out`` is the batch.
     """
     picked = None if labels is None else labels.new_empty(len(out))
     if images.numel():
         # memory that the caller owns may lie in any way: with the inputs, strides and all
-        submit(launch, (images, clock, noise, labels, out), (picked,), seed, site, flip, channels_last, in_order)
+        submit(launch, (images, clock, noise, labels, out), (picked,), seed, site, flip, channels_last, in_order, part)
     return picked
 
 

@@ -1,17 +1,19 @@
 """The command line: one file per verb.
 
-Exit codes: 0 done, 1 a claim of the theory fails, 2 the user's mistake, 3 non-finite, 130 / 143 stopped.
+Exit codes: 0 done, 1 a claim of the theory fails or another process of the job has ended, 2 the user's mistake,
+3 non-finite, 130 / 138 / 143 saved after SIGINT / SIGUSR1 / SIGTERM.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
 from fastgan import __version__
 from fastgan.cli.output import leave, plain_warnings, say
-from fastgan.errors import NonFiniteError, UserError, require, unknown
+from fastgan.errors import LostPeersError, NonFiniteError, UserError, require, unknown
 
 VERBS = {
     "train": "train a preset or a configuration file; without one, list the presets",
@@ -41,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(str(error), 2)
     except NonFiniteError as error:
         return _complain(str(error), 3)
+    except LostPeersError as error:
+        return _complain(str(error), 1, alone=True)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader of our output has left: fastgan bench | head
@@ -54,9 +58,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain("out of memory: set a smaller batch_size, smaller networks, or fewer samples at a time", 2)
 
 
-def _complain(text: str, code: int) -> int:
-    print(f"fastgan: {' '.join(text.splitlines())}", file=sys.stderr)
+def _complain(text: str, code: int, alone: bool = False) -> int:
+    """Say what is wrong; of several processes one speaks for all that would say the same, unless each is ``alone``."""
+    if alone or "WORLD_SIZE" not in os.environ or _speaks(text):
+        print(f"fastgan: {' '.join(text.splitlines())}", file=sys.stderr)
     return code
+
+
+def _speaks(text: str) -> bool:
+    """Whether no other of several processes has said so already."""
+    from fastgan.train.joining import speaks
+
+    return speaks(text)
 
 
 def _out_of_memory(error: Exception) -> bool:

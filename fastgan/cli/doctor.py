@@ -64,7 +64,7 @@ def _machine() -> Iterator[tuple[str, str]]:
         yield "gpu", f"none that PyTorch can use ({built})"
     yield "driver", _output(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"])
     yield "nvcc", _output(["nvcc", "--version"])
-    for name in ("FASTGAN_BACKEND", "FASTGAN_DATA", "FASTGAN_CACHE", "TRITON_INTERPRET"):
+    for name in ("FASTGAN_BACKEND", "FASTGAN_DATA", "FASTGAN_CACHE", "FASTGAN_TIMEOUT", "TRITON_INTERPRET"):
         yield name, os.environ.get(name) or "not set"
 
 
@@ -73,7 +73,16 @@ def _libraries() -> Iterator[tuple[str, str]]:
     yield "triton", _version("triton")
     for name in LIBRARIES:
         yield name.lower(), _version(name)
+    yield "torch.distributed", _distributed()
     yield "csrc", "no CUDA C++ kernels are part of this version: the backend 'cuda' is absent"
+
+
+def _distributed() -> str:
+    """By what processes can train together here."""
+    if not torch.distributed.is_available():
+        return "not built: runs have one process"
+    found = [name for name in ("nccl", "gloo") if getattr(torch.distributed, f"is_{name}_available")()]
+    return f"{' and '.join(found) or 'no backend'}: torchrun -m fastgan train, see docs/scaling.md"
 
 
 def _backends() -> Iterator[tuple[str, str]]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,12 +12,12 @@ import tyro
 
 from fastgan.cli import train_ensemble
 from fastgan.cli.arguments import Flag, Text, Whole, folder, parse, shown
-from fastgan.cli.output import say
+from fastgan.cli.output import say as say_alone
 from fastgan.errors import UserError
 from fastgan.presets import ALIASES, PRESETS, Config, from_dict, nested, preset, read, start
 from fastgan.presets.values import parse as parse_value
-from fastgan.train import Trainer, run
-from fastgan.train.lock import held
+from fastgan.train import Trainer, joining, run, state
+from fastgan.train.distributed import Team
 
 
 @dataclass(frozen=True)
@@ -62,25 +62,40 @@ def main(arguments: Sequence[str]) -> int:
             raise UserError("say which run to resume: --out RUN, or a preset, whose newest run is continued")
         if wishes != Arguments():
             raise UserError(f"say which preset to train: {', '.join(PRESETS)} (or a YAML file)")
-        say(_listing())
+        say_alone(_listing())
         return 0
     keys = _keys(wishes)
     if train_ensemble.meant(wishes):
         return train_ensemble.train(wishes, keys, _config(wishes, keys) if wishes.target else None)
-    path = _to_resume(wishes, keys) if wishes.resume else None
-    with held(path) if path else nullcontext():  # nobody else trains on while we read its checkpoint
-        trainer = _resumed(wishes, keys, path) if wishes.resume else _started(wishes, keys)
-        say(_headline(trainer))
+    team = joining.join(_device(wishes, keys))
+    path = team.path(partial(_to_resume, wishes, keys)) if wishes.resume else None
+    with team.holding(path):  # nobody else trains on while we read its checkpoint
+        trainer = _resumed(wishes, keys, path, team) if wishes.resume else _started(wishes, keys)
+        say(trainer, _headline(trainer))
         trainer.fit()
-    say(_ending(trainer))
+    say(trainer, _ending(trainer))
+    joining.leave()
     return trainer.exit_code
+
+
+def say(trainer: Trainer, text: str) -> None:
+    """Say it once, whoever trains along."""
+    if trainer.team.first:
+        say_alone(text)
 
 
 def _started(wishes: Arguments, keys: dict[str, Any]) -> Trainer:
     config = _config(wishes, keys)
     trainer = Trainer(config)  # everything that can be wrong is found before a folder is made
-    trainer.out = run.create(config, folder("--out", wishes.out))
+    trainer.out = trainer.team.path(partial(run.create, config, folder("--out", wishes.out)))
     return trainer
+
+
+def _device(wishes: Arguments, keys: dict[str, Any]) -> str:
+    """The device that is asked for, before there is a configuration: a run that is resumed has a stored one."""
+    if "device" in keys:
+        return str(keys["device"])
+    return _config(wishes, keys).device if wishes.target else "auto"
 
 
 def _to_resume(wishes: Arguments, keys: dict[str, Any]) -> Path | None:
@@ -89,32 +104,36 @@ def _to_resume(wishes: Arguments, keys: dict[str, Any]) -> Path | None:
     return path if path and (path / run.CONFIG).is_file() else None
 
 
-def _resumed(wishes: Arguments, keys: dict[str, Any], path: Path | None) -> Trainer:
+def _resumed(wishes: Arguments, keys: dict[str, Any], path: Path | None, team: Team) -> Trainer:
     fresh = _config(wishes, keys) if wishes.target else None
     if path is None:
         named = folder("--out", wishes.out)
         if fresh is None:
             raise UserError(f"there is no run at {named} to resume: name the preset to start one")
         trainer = _started(wishes, keys)
-        say(f"nothing to resume{f' at {named}' if named else ''}: starting at step 0")
+        say(trainer, f"nothing to resume{f' at {named}' if named else ''}: starting at step 0")
         return trainer
-    run.tidy(path)
+    team.lead(partial(run.tidy, path))
     old = run.stored(path)
     if fresh and fresh.preset != old.preset:
         raise UserError(f"{path} is a run of {old.preset}, not of {fresh.preset}: give its own preset or another --out")
     new = from_dict(nested(keys), old)
     changes = run.agree(old, new, wishes.force)
     stored = run.latest_checkpoint(path)
+    team.agree("newest checkpoint", str(stored.values["sha256"]) if stored else "none")
     trainer = Trainer(new)
     trainer.out = path
     if stored:
         trainer.resume(stored)
     for change in changes:
-        say(f"changed: {change}")
+        say(trainer, f"changed: {change}")
     if trainer.slowed != 1:
-        say(f"learning rates are at {trainer.slowed:g} of the configuration's, after rollbacks")
-    say(f"resuming {path} at step {trainer.step}" if stored else f"{path} has no checkpoint yet: starting at step 0")
-    run.write_config(path, new)
+        say(trainer, f"learning rates are at {trainer.slowed:g} of the configuration's, after rollbacks")
+    if stored and state.world(stored) != team.size:
+        say(trainer, f"{state.world(stored)} processes trained it, now {team.size}: dropout draws other numbers")
+    at = f"resuming {path} at step {trainer.step}" if stored else f"{path} has no checkpoint yet: starting at step 0"
+    say(trainer, at)
+    team.lead(partial(run.write_config, path, new))
     return trainer
 
 
@@ -157,10 +176,15 @@ def _headline(trainer: Trainer) -> str:
     )
     return (
         f"{config.preset}: {len(trainer.data):,} samples of {trainer.data.name}, {count:,} parameters,"
-        f" batch {config.batch_size}, {config.objective}\n"
+        f" batch {config.batch_size}{_shared_out(trainer)}, {config.objective}\n"
         f"device: {trainer.describe_device()}\n"
         f"run: {trainer.out}"
     )
+
+
+def _shared_out(trainer: Trainer) -> str:
+    team = trainer.team
+    return f" ({trainer.config.batch_size // team.size} on each of {team.size} processes)" if team.many else ""
 
 
 def _ending(trainer: Trainer) -> str:

@@ -17,7 +17,7 @@ from fastgan.nn.chain_members import ACTIVATIONS, Fused, Norm, kind_of, plan
 from fastgan.nn.conv import Conv1dAct, Conv2dAct, ConvTranspose1dAct, ConvTranspose2dAct
 from fastgan.nn.linear import LinearAct
 from fastgan.nn.maxout import Maxout
-from fastgan.ops import chain
+from fastgan.ops import chain, peers
 from fastgan.ops.backend import by_reference
 from fastgan.ops.chain_layer import BatchNorm
 from fastgan.ops.registration import autocast, traced, transformed
@@ -159,7 +159,7 @@ def _ready(norm: Norm, size: torch.Size) -> BatchNorm:
         raise RuntimeError(f"{first} should contain {size[1]} elements not {norm.num_features}")
     if not norm.training and norm.running_mean is not None:
         return BatchNorm(norm.eps, False, norm.running_mean, norm.running_var)
-    if size.numel() == size[1]:
+    if size.numel() * peers.share() == size[1]:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {size}")
     if not norm.training or not norm.track_running_stats:
         return BatchNorm(norm.eps, True, None, None)

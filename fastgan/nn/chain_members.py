@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fastgan.nn.batch_norm import BatchNorm1dAct, BatchNorm2dAct
 from fastgan.nn.conv import Conv1dAct, Conv2dAct, ConvTranspose1dAct, ConvTranspose2dAct
 from fastgan.nn.linear import LinearAct
+from fastgan.nn.synced_batch_norm import SyncedBatchNorm1d, SyncedBatchNorm2d
 from fastgan.ops import activation as act
 from fastgan.ops.chain_layer import Layer
 from fastgan.ops.conv_form import Form
@@ -26,6 +27,8 @@ NORMS: dict[type, tuple[int, ...]] = {
     nn.BatchNorm2d: (4,),
     BatchNorm1dAct: (2, 3),
     BatchNorm2dAct: (4,),
+    SyncedBatchNorm1d: (2, 3),
+    SyncedBatchNorm2d: (4,),
 }
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgan.errors import UserError
+from fastgan.ops import peers
 from fastgan.ops.interpolate import interpolate
 from fastgan.ops.norm_penalty import norm_penalty
 
@@ -136,7 +137,7 @@ def dragan(critic: Critic, real: Tensor, *args: object, center: float = 1.0) -> 
     """
     _floating(real)
     with torch.no_grad():
-        around = torch.addcmul(real, torch.randn_like(real), real.std(correction=0), value=NOISE)
+        around = torch.addcmul(real, _noise_like(real), _deviation(real), value=NOISE)
     return _norms(_gradient(critic, around, *args), center=center)
 
 
@@ -165,7 +166,7 @@ class Anchors(nn.Module):
     def update(self, real_logits: Tensor, fake_logits: Tensor) -> None:
         """Move the averages by those of a batch."""
         with torch.no_grad():
-            means = [_full(logits).mean().to(self.weight.dtype) for logits in (real_logits, fake_logits)]
+            means = [peers.mean(_full(logits).mean()).to(self.weight.dtype) for logits in (real_logits, fake_logits)]
             targets = [*means, torch.ones_like(self.weight)]
             torch._foreach_lerp_([self.real, self.fake, self.weight], targets, 1 - self.decay)
 
@@ -214,6 +215,24 @@ def _floating(samples: Tensor) -> None:
     if not samples.is_floating_point():
         kind = str(samples.dtype).removeprefix("torch.")
         raise UserError(f"a critic's gradient is taken at samples in floating point, not {kind}: scale them first")
+
+
+def _noise_like(samples: Tensor) -> Tensor:
+    """Return normal noise of the samples' shape, in their layout."""
+    if peers.current() is None:
+        return torch.randn_like(samples)
+
+    def draw(rows: int, generator: torch.Generator | None) -> Tensor:
+        return torch.empty_like(samples[:1].expand(rows, *samples.shape[1:])).normal_(generator=generator)
+
+    return peers.whole(draw, len(samples))
+
+
+def _deviation(samples: Tensor) -> Tensor:
+    """Return the standard deviation of all elements of a batch, ()."""
+    if peers.current() is None:
+        return samples.std(correction=0)
+    return peers.var_mean(_full(samples), range(samples.dim()))[0].sqrt().to(samples.dtype)
 
 
 def _differentiate(logits: Tensor, samples: Tensor) -> Tensor:

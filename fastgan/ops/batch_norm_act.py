@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastgan.ops import activation as act
+from fastgan.ops import peers
 from fastgan.ops.backend import by_reference, only_ours
 from fastgan.ops.batch_norm_act_autograd import apply
-from fastgan.ops.batch_norm_act_compute import OP, Form, Running, fits, lies_as_rows
+from fastgan.ops.batch_norm_act_compute import OP, Form, Running, fits, lies_as_rows, plain_forward, track
 from fastgan.ops.registration import traced, transformed
 
 
@@ -62,34 +63,42 @@ def batch_norm_act(
         RuntimeError: for shapes, dtypes and devices that do not go together, as torch.nn.functional.batch_norm.
     """
     running = running_mean, running_var
+    form, state = Form(training, eps, activation, negative_slope), Running(*running, num_batches_tracked, momentum)
     if by_reference(OP, input):
-        output = _plain(input, *running, weight, bias, training, momentum, eps, num_batches_tracked)
-        return act.activate(output, activation, negative_slope)
-    form = Form(training, eps, act.check(activation), negative_slope)
+        return _plain(input, weight, bias, form, state)
+    act.check(activation)
     if transformed() or not fits(input, weight, bias, form, *running) or not (only_ours() or lies_as_rows(input)):
-        output = _plain(input, *running, weight, bias, training, momentum, eps, num_batches_tracked)
-        return act.activate(output, activation, negative_slope)
-    state = Running(*running, num_batches_tracked, momentum)
-    return apply(input, weight, bias, form, state, not traced(input, weight, bias, *running))
+        return _plain(input, weight, bias, form, state)
+    direct = not traced(input, weight, bias, *running)
+    if training and not direct and peers.current() is not None:  # the registered ops know of no others
+        return _merged(input, weight, bias, form, state)
+    return apply(input, weight, bias, form, state, direct)
 
 
-def _plain(
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    training: bool,
-    momentum: float,
-    eps: float,
-    tracked: Tensor | None,
-) -> Tensor:
+def _plain(input: Tensor, weight: Tensor | None, bias: Tensor | None, form: Form, state: Running) -> Tensor:
+    """Normalise and activate by plain PyTorch."""
+    if form.training and peers.current() is not None:
+        return _merged(input, weight, bias, form, state)
+    output = _normalised(input, weight, bias, form, state)
+    return act.activate(output, form.activation, form.slope)
+
+
+def _merged(input: Tensor, weight: Tensor | None, bias: Tensor | None, form: Form, state: Running) -> Tensor:
+    """Normalise by the statistics of all peers' parts, in plain arithmetic."""
+    if input.numel() * peers.share() <= input.shape[1]:
+        raise ValueError(f"Expected more than 1 value per channel when training, got input size {tuple(input.shape)}")
+    output, mean, var = plain_forward(input, weight, bias, None, None, form)
+    track(state, mean, var, input.numel() // input.shape[1])
+    return output
+
+
+def _normalised(input: Tensor, weight: Tensor | None, bias: Tensor | None, form: Form, state: Running) -> Tensor:
     """Normalise by plain PyTorch; averages over batches without asking the device how many there were."""
-    if not training or tracked is None or running_mean is None or running_var is None:
-        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-    mean, var = torch.zeros_like(running_mean), torch.zeros_like(running_var)
-    output = F.batch_norm(input, mean, var, weight, bias, True, 1.0, eps)
-    step = (1 / (tracked + 1)).to(mean.dtype)
-    running_mean.lerp_(mean, step)
-    running_var.lerp_(var, step)
+    if not form.training or state.tracked is None or state.mean is None or state.var is None:
+        return F.batch_norm(input, state.mean, state.var, weight, bias, form.training, state.momentum, form.eps)
+    mean, var = torch.zeros_like(state.mean), torch.zeros_like(state.var)
+    output = F.batch_norm(input, mean, var, weight, bias, True, 1.0, form.eps)
+    step = (1 / (state.tracked + 1)).to(mean.dtype)
+    state.mean.lerp_(mean, step)
+    state.var.lerp_(var, step)
     return output

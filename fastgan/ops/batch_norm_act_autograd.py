@@ -11,6 +11,7 @@ from torch.autograd import Function
 from torch.autograd.graph import increment_version
 
 from fastgan.ops import activation as act
+from fastgan.ops import peers
 from fastgan.ops.backend import by_reference
 from fastgan.ops.batch_norm_act_compute import (
     OP,
@@ -61,7 +62,7 @@ class _BatchNormAct(Function):
                 output, mean, var = _batch_norm_act(input, weight, bias, *running[:2], *form[1:])
             ctx.mark_non_differentiable(mean, var)
         ctx.save_for_backward(input, weight, bias, mean, var)
-        ctx.how = (form, direct)
+        ctx.how, ctx.peers = (form, direct), peers.current()
         return output if direct else (output, mean, var)
 
     @staticmethod
@@ -71,10 +72,10 @@ class _BatchNormAct(Function):
         form, direct = ctx.how
         input, weight, bias, mean, var = ctx.saved_tensors
         wanted = asked_for(ctx)[:3]
-        if torch.is_grad_enabled() or batched(grad):
-            gradients = plain_backward(grad, input, weight, bias, mean, var, form, wanted)
-        elif direct:
-            gradients = backward(grad, input, weight, bias, mean, var, form, wanted)
+        if torch.is_grad_enabled() or batched(grad) or direct:
+            form_them = plain_backward if torch.is_grad_enabled() or batched(grad) else backward
+            with peers.together(ctx.peers):
+                gradients = form_them(grad, input, weight, bias, mean, var, form, wanted)
         else:
             parts = _batch_norm_act_backward(grad, input, weight, bias, mean, var, *form, wanted)
             gradients = _placed(parts, wanted)

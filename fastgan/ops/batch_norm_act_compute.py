@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from fastgan.ops import activation as act
+from fastgan.ops import peers
 from fastgan.ops.backend import register
 
 OP = register("batch_norm_act")
@@ -65,7 +66,10 @@ def forward(
     y = _rows(input).contiguous()
     if form.training:
         mean, var = (torch.empty((1, y.shape[1]), dtype=torch.float32, device=y.device) for _ in range(2))
-        batch_norm_stats(y, Statistics(mean, var, *running))
+        team = peers.current()
+        batch_norm_stats(y, Statistics(mean, var, *(running if team is None else Running(None, None))))
+        if team is not None:
+            settle(mean, var, running, y.shape[0], team)
         for buffer in running[:2]:
             if buffer is not None and not buffer.is_inference():
                 increment_version(buffer)
@@ -95,8 +99,27 @@ def backward(
         gb = torch.empty_like(bias, memory_format=torch.contiguous_format)
     g = batch_norm_act_bwd(_rows(grad), y, norm, NormGradients(lift, tilt, gw, gb))
     if lift is not None and tilt is not None:
-        g = batch_norm_correct(g, y, Correction(mean, lift, tilt))
+        g = batch_norm_correct(g, y, Correction(mean, *peers.averages(lift, tilt)))
     return _spread(g, input) if wanted[0] else None, gw, gb
+
+
+def settle(mean: Tensor, var: Tensor, running: Running, rows: int, team: peers.Peers) -> None:
+    """Make statistics [groups, C] of parts of so many rows each those of the whole batch, and move the running ones."""
+    peers.merge_(mean, var, team)
+    track(running, mean, var, rows)
+
+
+@torch.no_grad()
+def track(running: Running, mean: Tensor, var: Tensor, rows: int) -> None:
+    """Move the running statistics towards those [groups, C] of each group in turn, the variance by its unbiased
+    estimate. ``rows``: of this process's part of a group."""
+    if running.mean is None or running.var is None:
+        return
+    rows *= peers.share()
+    for group in range(len(mean)):
+        step = running.momentum if running.tracked is None else (1 / (running.tracked + group + 1)).to(mean.dtype)
+        for slow, batch in ((running.mean, mean[group]), (running.var, var[group] * (rows / (rows - 1)))):
+            slow.copy_(torch.lerp(slow.to(batch.dtype), batch, step))
 
 
 def _norm(weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, form: Form) -> Any:
@@ -173,7 +196,8 @@ def plain_backward(
         gb = dv.sum(dims).to(bias.dtype)
     if wanted[0]:
         if form.training:
-            dv = dv - dv.mean(dims, keepdim=True) - normal * (dv * normal).mean(dims, keepdim=True)
+            shift, tilt = (peers.mean(t.mean(dims, keepdim=True)) for t in (dv, dv * normal))
+            dv = dv - shift - normal * tilt
         gx = _affine(dv * inverse, weight, None).to(input.dtype)
     return gx, gw, gb
 
@@ -184,7 +208,7 @@ def _normalised(
     """Return (input - mean) / sqrt(var + eps), the factor, and mean and var [1, C], in fp32 or better."""
     x = input if input.dtype == torch.float64 else input.float()
     if mean is None or var is None:
-        var, mean = torch.var_mean(x, _within(x), correction=0)
+        var, mean = peers.var_mean(x, _within(x))
     mean, var = (vector.to(x.dtype, copy=True).view(1, -1) for vector in (mean, var))
     inverse = _over(torch.rsqrt(var + form.eps), x)
     return (x - _over(mean, x)) * inverse, inverse, mean, var

@@ -16,8 +16,10 @@ from torch.autograd import Function
 
 from fastgan.ops import activation as act
 from fastgan.ops import dropout as drop
+from fastgan.ops import peers
 from fastgan.ops.backend import register
-from fastgan.ops.chain_layer import Layer, returned, rows, shaped
+from fastgan.ops.batch_norm_act_compute import Running, settle
+from fastgan.ops.chain_layer import Layer, normalise, returned, rows, shaped
 from fastgan.ops.destination import Owners, anchor, memory
 from fastgan.ops.linear_compute import Incoming
 from fastgan.ops.linear_dropout import apply_with_dropout, through
@@ -79,7 +81,7 @@ class _Chain(Function):
         factors = _used(parameters, shades)
         output, kept = _forward(layers, groups, input, parameters, factors, keep=True)
         ctx.save_for_backward(input, *factors, *kept)
-        ctx.layers, ctx.groups = layers, groups
+        ctx.layers, ctx.groups, ctx.peers = layers, groups, peers.current()
         pairs = list(zip(parameters, factors, strict=True))
         ctx.anchors = [None if t is None else anchor(t, None if f is t else f) for t, f in pairs]
         ctx.shaded = [f is not t for t, f in pairs]
@@ -93,11 +95,12 @@ class _Chain(Function):
         input, *rest = ctx.saved_tensors
         tape = Tape(layers, ctx.groups, input, rest[:count], ctx.anchors, ctx.shaded, rest[count:])
         wanted = asked_for(ctx)[3:]
-        if not torch.is_grad_enabled() and not batched(grad):
-            return (None, None, None, *_backward(tape, grad, wanted))
-        if tape.straight and not any(wanted[1:]):
-            return (None, None, None, _straight_backward(tape, grad), *(None,) * count)
-        return (None, None, None, *_recorded_backward(tape, grad, wanted))
+        with peers.together(ctx.peers):
+            if not torch.is_grad_enabled() and not batched(grad):
+                return (None, None, None, *_backward(tape, grad, wanted))
+            if tape.straight and not any(wanted[1:]):
+                return (None, None, None, _straight_backward(tape, grad), *(None,) * count)
+            return (None, None, None, *_recorded_backward(tape, grad, wanted))
 
 
 class Tape(NamedTuple):
@@ -170,14 +173,14 @@ def _forward(
     from fastgan.kernels.norm import Statistics
 
     kept: list[Tensor | None] = []
-    u, norm = input, None
+    u, norm, team = input, None, peers.current()
     for at, layer in enumerate(layers):
         weight, bias, gamma, beta = factors[PARAMETERS * at : PARAMETERS * (at + 1)]
         assert weight is not None
         statistics = seed = dropout = mean = var = None
         if layer.norm is not None and layer.norm.training:
             mean, var = torch.empty((2, groups, layer.features(weight)), dtype=torch.float32, device=u.device)
-            statistics = Statistics(mean, var, *layer.norm[2:])
+            statistics = Statistics(mean, var, *(layer.norm[2:] if team is None else (None, None, None, 0.0)))
         elif layer.norm is not None and layer.norm.running_mean is not None and layer.norm.running_var is not None:
             mean, var = layer.norm.running_mean[None], layer.norm.running_var[None]
             if keep:  # a later training pass may move them before this one's gradient is formed
@@ -186,6 +189,8 @@ def _forward(
             seed = drop.draw(u.device)
             dropout = _dropout(layer, seed)
         u = layer.product(u, weight, bias, norm, dropout, statistics)
+        if team is not None and statistics is not None and layer.norm is not None:
+            settle(*statistics[:2], Running(*layer.norm[2:]), u.numel() // (u.shape[1] * groups), team)
         norm = None if layer.norm is None else _norm(layer, mean, var, gamma, beta)
         if keep:
             kept += [u, mean, var, seed]
@@ -204,8 +209,6 @@ def _dropout(layer: Layer, seed: Tensor) -> Any:
 
 def _backward(tape: Tape, grad: Tensor, wanted: Sequence[bool]) -> list[Tensor | None]:
     """Form the wanted gradients from the last layer down, and none below the lowest that is wanted."""
-    from fastgan.kernels.norm import Correction
-
     results: list[Tensor | None] = [None] * len(wanted)
     last = len(tape.layers) - 1
     incoming = _through_the_end(tape, grad, wanted, results)
@@ -234,9 +237,7 @@ def _backward(tape: Tape, grad: Tensor, wanted: Sequence[bool]) -> list[Tensor |
             results[0] = layer.to_input(incoming, weight, operand)
         elif norm is not None:
             to = _places(tape, at - 1, wanted, results)
-            g = layer.to_input(incoming, weight, operand, norm=norm, to=to)
-            correction = None if to.lift is None else Correction(norm.mean, to.lift, to.tilt)
-            incoming = Incoming(g, None if correction is None else operand, correction=correction)
+            incoming = _corrected(layer.to_input(incoming, weight, operand, norm=norm, to=to), operand, norm, to)
         else:
             incoming = Incoming(layer.to_input(incoming, weight, operand, below=below))
     return results
@@ -245,19 +246,25 @@ def _backward(tape: Tape, grad: Tensor, wanted: Sequence[bool]) -> list[Tensor |
 def _through_the_end(tape: Tape, grad: Tensor, wanted: Sequence[bool], results: list[Tensor | None]) -> Incoming:
     """Take the incoming gradient through what follows the last product."""
     from fastgan.kernels.batch_norm_act import batch_norm_act_bwd
-    from fastgan.kernels.norm import Correction
 
     last = len(tape.layers) - 1
     layer, y, norm, seed = tape.layers[last], tape.output(last), tape.norm(last), tape.seed(last)
     if norm is not None and y is not None:
         to = _places(tape, last, wanted, results)
-        g = shaped(batch_norm_act_bwd(rows(grad), rows(y), norm, to), y)
-        correction = None if to.lift is None else Correction(norm.mean, to.lift, to.tilt)
-        return Incoming(g, None if correction is None else y, correction=correction)
+        return _corrected(shaped(batch_norm_act_bwd(rows(grad), rows(y), norm, to), y), y, norm, to)
     if seed is not None:
         g = through(grad, y, seed, layer.activation, layer.slope, layer.dropout, layer.dropout_first)
         return Incoming(g)
     return Incoming(grad, y, layer.activation, layer.slope)
+
+
+def _corrected(g: Tensor, raw: Tensor, norm: Norm, to: Any) -> Incoming:
+    """Join to a gradient what statistics, of all peers' parts, add to it."""
+    from fastgan.kernels.norm import Correction
+
+    if to.lift is None:
+        return Incoming(g)
+    return Incoming(g, raw, correction=Correction(norm.mean, *peers.averages(to.lift, to.tilt)))
 
 
 def _places(tape: Tape, at: int, wanted: Sequence[bool], results: list[Tensor | None]) -> Any:
@@ -330,19 +337,3 @@ def _recorded(tape: Tape, parameters: Sequence[Tensor | None]) -> Tensor:
         else:
             u = layer.apply(u, weight, bias, shades)
     return u
-
-
-def normalise(
-    y: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: float, groups: int, frozen: tuple[Any, Any] | None
-) -> Tensor:
-    """Batch norm of y (batch, features, ...) in plain arithmetic, each group by its own or by the frozen statistics."""
-    parts = y.float().unflatten(0, (groups, -1))
-    over = [at for at in range(parts.dim()) if at not in (0, 2)]
-    shape = (1, -1, *(1 for _ in y.shape[2:]))
-    if frozen is None:
-        var, mean = torch.var_mean(parts, over, correction=0, keepdim=True)
-    else:
-        mean, var = (vector.float().view(shape) for vector in frozen)
-    out = ((parts - mean) * torch.rsqrt(var + eps)).flatten(0, 1)
-    out = out if gamma is None else out * gamma.view(shape)
-    return (out if beta is None else out + beta.view(shape)).to(y.dtype)

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 from torch import Tensor
 
-from fastgan.ops import conv_autograd, conv_compute, linear_autograd, linear_compute
+from fastgan.ops import conv_autograd, conv_compute, linear_autograd, linear_compute, peers
 from fastgan.ops.conv_form import Form
 from fastgan.ops.destination import Owners, memory
 from fastgan.ops.linear_compute import Incoming
@@ -158,3 +159,19 @@ def shaped(values: Tensor, like: Tensor) -> Tensor:
 def returned(output: Tensor, input: Tensor, weights: Sequence[Tensor]) -> Tensor:
     """Give images the layout that torch.nn's layers would give them."""
     return output if output.dim() == 2 else output.contiguous(memory_format=conv_compute.format_of(input, *weights))
+
+
+def normalise(
+    y: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: float, groups: int, frozen: tuple[Any, Any] | None
+) -> Tensor:
+    """Batch norm of y (batch, features, ...) in plain arithmetic, each group by its own or by the frozen statistics."""
+    parts = y.float().unflatten(0, (groups, -1))
+    over = [at for at in range(parts.dim()) if at not in (0, 2)]
+    shape = (1, -1, *(1 for _ in y.shape[2:]))
+    if frozen is None:
+        var, mean = peers.var_mean(parts, over, keepdim=True)
+    else:
+        mean, var = (vector.float().view(shape) for vector in frozen)
+    out = ((parts - mean) * torch.rsqrt(var + eps)).flatten(0, 1)
+    out = out if gamma is None else out * gamma.view(shape)
+    return (out if beta is None else out + beta.view(shape)).to(y.dtype)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastgan.errors import UserError, unknown
-from fastgan.ops import dropout
+from fastgan.ops import dropout, peers
 from fastgan.ops import gan_loss_formulas as formulas
 from fastgan.ops.backend import KERNEL_DTYPES, by_reference, only_ours, register
 from fastgan.ops.gan_loss_autograd import apply, keep
@@ -195,6 +195,8 @@ def _fits(form: Form, real: Tensor | None, fake: Tensor | None, *weights: Tensor
     ):
         return False
     if any(t is not None and (t.requires_grad or t.device != fake.device) for t in scales):  # type: ignore[union-attr]
+        return False
+    if form.relation == "average" and peers.current() is not None:  # the means are those of all parts of the batch
         return False
     small = form.relation != "average" or max(t.numel() for t in (real, fake) if t is not None) <= MOST_AVERAGED
     return small or only_ours()

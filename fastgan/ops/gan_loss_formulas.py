@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastgan.ops import dropout
+from fastgan.ops import dropout, peers
 
 
 class Recipe(NamedTuple):
@@ -88,7 +88,7 @@ def relativistic(raised: Tensor, other: Tensor) -> Tensor:
 
 def relativistic_average(raised: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     """softplus(-(a - mean b)) and softplus(b - mean a). RaSGAN, Jolicoeur-Martineau 2018, section 4.3."""
-    return softplus(other.mean() - raised), softplus(other - raised.mean())
+    return softplus(peers.mean(other.mean()) - raised), softplus(other - peers.mean(raised.mean()))
 
 
 TERMS: dict[str, Callable[[Tensor, float], Tensor]] = {
@@ -161,7 +161,7 @@ def watch(form: Form, real: Tensor | None, fake: Tensor | None) -> tuple[Tensor 
         real, fake = (
             (real.reshape(-1) - fake.reshape(-1), fake.reshape(-1) - real.reshape(-1))
             if form.relation == "pairs"
-            else (real - fake.mean(), fake - real.mean())
+            else (real - peers.mean(fake.mean()), fake - peers.mean(real.mean()))
         )
     score = torch.sigmoid if form.term == "cross_entropy" else torch.clone
     bound = 0.5 if form.term == "least_squares" else 0.0

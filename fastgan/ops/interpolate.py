@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from fastgan.errors import UserError
-from fastgan.ops import dropout
+from fastgan.ops import dropout, peers
 from fastgan.ops.backend import by_reference, register
 from fastgan.ops.registration import traced, transformed
 from fastgan.ops.rows import layout_of, rows, unrowed
@@ -42,17 +42,20 @@ def interpolate(real: Tensor, fake: Tensor, rng: Tensor | None = None) -> Tensor
     rng = rng if rng is None else dropout.usable(rng, real.device)
     if by_reference(OP, real) or not _fits(real, fake) or traced(real, fake, rng) or transformed():
         return _mix(real, fake, _alpha(real, rng))
-    rng = dropout.draw(real.device) if rng is None else rng
+    rng = peers.seed(real.device) if rng is None else rng
+    first = peers.first(len(real))
     if torch.is_grad_enabled() and (real.requires_grad or fake.requires_grad):
-        mixed: Tensor = _Interpolate.apply(real, fake, rng)
+        mixed: Tensor = _Interpolate.apply(real, fake, rng, first)
         return mixed
-    return _launch(real, fake, rng)
+    return _launch(real, fake, rng, first)
 
 
-def uniform(rng: Tensor, count: int) -> Tensor:
-    """Return ``count`` float32 numbers from 0 to 1, 1 excluded: the upper 24 bits of Philox's words, in their order."""
-    fours = torch.arange(-(-count // 4), device=rng.device)
-    return (dropout.words(rng, fours).flatten()[:count] >> 8).float() * 2**-24
+def uniform(rng: Tensor, count: int, first: int = 0) -> Tensor:
+    """Return ``count`` float32 numbers from 0 to 1, 1 excluded, from the ``first`` on: the upper 24 bits of Philox's
+    words, in their order."""
+    begin = first // 4
+    fours = torch.arange(begin, -(-(first + count) // 4), device=rng.device)
+    return (dropout.words(rng, fours).flatten()[first - 4 * begin :][:count] >> 8).float() * 2**-24
 
 
 def _shape(tensor: Tensor) -> tuple[int, ...]:
@@ -69,9 +72,16 @@ def _fits(real: Tensor, fake: Tensor) -> bool:
     )
 
 
-def _alpha(real: Tensor, rng: Tensor | None) -> Tensor:
-    """Return alpha in float32, (n, 1, ...)."""
-    alpha = torch.rand(len(real), device=real.device) if rng is None else uniform(rng, len(real))
+def _alpha(real: Tensor, rng: Tensor | None, first: int | None = None) -> Tensor:
+    """Return alpha in float32, (n, 1, ...); of a part of a batch, that of its own rows."""
+
+    def draw(rows: int, generator: torch.Generator | None) -> Tensor:
+        return torch.rand(rows, device=real.device, generator=generator)
+
+    rows = len(real)
+    alpha = (
+        peers.whole(draw, rows) if rng is None else uniform(rng, rows, peers.first(rows) if first is None else first)
+    )
     return alpha.view(-1, *[1] * (real.dim() - 1))
 
 
@@ -80,29 +90,29 @@ def _mix(real: Tensor, fake: Tensor, alpha: Tensor) -> Tensor:
     return (alpha * real + (1 - alpha) * fake).to(torch.promote_types(real.dtype, fake.dtype))
 
 
-def _launch(real: Tensor, fake: Tensor, rng: Tensor) -> Tensor:
+def _launch(real: Tensor, fake: Tensor, rng: Tensor, first: int) -> Tensor:
     """Run the kernel on what the two are in memory: rows of elements that follow each other."""
     from fastgan.kernels import interpolate as kernels
 
     layout = layout_of(real)
-    return unrowed(kernels.interpolate(rows(real, layout), rows(fake, layout), rng), real, layout)
+    return unrowed(kernels.interpolate(rows(real, layout), rows(fake, layout), rng, first), real, layout)
 
 
 class _Interpolate(Function):
     """The kernel with its gradient, which is linear: alpha and 1 - alpha of what comes, by plain PyTorch."""
 
     @staticmethod
-    def forward(ctx: Any, real: Tensor, fake: Tensor, rng: Tensor) -> Tensor:
+    def forward(ctx: Any, real: Tensor, fake: Tensor, rng: Tensor, first: int) -> Tensor:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(rng)
-        ctx.dtypes = real.dtype, fake.dtype
-        return _launch(real, fake, rng)
+        ctx.dtypes, ctx.first = (real.dtype, fake.dtype), first
+        return _launch(real, fake, rng, first)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, Tensor | None, None, None]:
         if grad is None:
-            return None, None, None
-        alpha, (real, fake) = _alpha(grad, ctx.saved_tensors[0]), ctx.dtypes
-        to_real, to_fake, _ = ctx.needs_input_grad
+            return None, None, None, None
+        alpha, (real, fake) = _alpha(grad, ctx.saved_tensors[0], ctx.first), ctx.dtypes
+        to_real, to_fake, *_ = ctx.needs_input_grad
         for_real = (alpha * grad).to(real) if to_real else None
-        return for_real, ((1 - alpha) * grad).to(fake) if to_fake else None, None
+        return for_real, ((1 - alpha) * grad).to(fake) if to_fake else None, None, None

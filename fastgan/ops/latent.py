@@ -27,6 +27,7 @@ def latent(
     levels: int = 2,
     dtype: torch.dtype | None = None,
     out: Tensor | None = None,
+    first: int = 0,
 ) -> Tensor:
     """Return latents: the same on every device, drawn anew as the clock moves. No gradient.
 
@@ -44,6 +45,8 @@ def latent(
         levels: of ``"discrete"``, from 2 to 2^24.
         dtype: float32 where None, bf16 or fp16: rounded once, so that a uniform number may become 1.
         out: memory of that shape to write to, contiguous; its dtype then decides.
+        first: which sample of a larger draw the first one is: ``shape`` (2, d) and 5 give rows 5 and 6 of any such draw
+            of 7 or more, bit for bit.
 
     Returns:
         ``out``, or new memory. Uniform and discrete ones have the same bits on every device; normal ones differ by the
@@ -59,7 +62,9 @@ def latent(
     out = _room(clock, shape, dtype, out)
     if out.dtype not in KERNEL_DTYPES:
         raise UserError(f"latents are float32, bfloat16 or float16, not {str(out.dtype).removeprefix('torch.')}")
-    return _drawn(clock, out, kind, seed, site, levels)
+    if first < 0:
+        raise UserError(f"first={first}: it counts the samples of a larger draw that come before, from 0")
+    return _drawn(clock, out, kind, seed, site, levels, first * math.prod(shape[1:]))
 
 
 def labels(clock: Tensor, *, n: int, classes: int, seed: int, site: streams.Site, out: Tensor | None = None) -> Tensor:
@@ -93,7 +98,7 @@ def described(tensor: Tensor) -> str:
 
 
 @torch.no_grad()
-def _drawn(clock: Tensor, out: Tensor, kind: str, seed: int, site: streams.Site, levels: int) -> Tensor:
+def _drawn(clock: Tensor, out: Tensor, kind: str, seed: int, site: streams.Site, levels: int, first: int = 0) -> Tensor:
     """Fill ``out``, by one launch or by plain PyTorch."""
     streams.check_clock(clock, clock.device)
     streams.check_site(site)
@@ -101,19 +106,20 @@ def _drawn(clock: Tensor, out: Tensor, kind: str, seed: int, site: streams.Site,
     if not traced(clock, out) and choose(OP, clock.device, of).backend == "triton":
         from fastgan.kernels import latent as kernels
 
-        return kernels.draw(clock, out, kind=kind, seed=streams.key(seed), site=site, levels=levels)
+        return kernels.draw(clock, out, kind=kind, seed=streams.key(seed), site=site, levels=levels, first=first)
     purpose = streams.LABEL if kind == "label" else streams.LATENT
     generator = streams.rng(purpose, streams.count(clock, site), seed)
-    return out.copy_(_formed(generator, tuple(out.shape), kind, levels))
+    return out.copy_(_formed(generator, tuple(out.shape), kind, levels, first))
 
 
-def _formed(generator: Tensor, shape: tuple[int, ...], kind: str, levels: int) -> Tensor:
-    """Return the numbers in float32, or labels in int64."""
-    total = math.prod(shape)
-    fours = streams.words(generator, total)
+def _formed(generator: Tensor, shape: tuple[int, ...], kind: str, levels: int, first: int = 0) -> Tensor:
+    """Return the numbers in float32, or labels in int64, from the ``first`` on."""
+    begin, skip = divmod(first, 4)
+    own = slice(skip, skip + math.prod(shape))
+    fours = streams.words(generator, own.stop, begin)
     if kind == "normal":
-        return streams.normals(fours).flatten()[:total].view(shape)
-    word = fours.flatten()[:total].view(shape)
+        return streams.normals(fours).flatten()[own].view(shape)
+    word = fours.flatten()[own].view(shape)
     if kind == "uniform":
         return streams.units(word)
     drawn = streams.below(word, levels)

@@ -16,6 +16,7 @@ from fastgan.ops.registration import traced
 
 OP = register("real_batch")
 MOST_ELEMENTS = 2**30  # of a sample that the kernel takes
+Part = tuple[int, int]
 READ_AHEAD = 4096  # positions that are shuffled at a time on the CPU
 
 
@@ -32,6 +33,7 @@ def real_batch(
     dtype: torch.dtype | None = None,
     memory_format: torch.memory_format | None = None,
     out: Tensor | None = None,
+    part: Part | None = None,
     in_order: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Return a batch of real samples, with their labels if given: the same on every device. No gradient.
@@ -56,8 +58,11 @@ def real_batch(
             than one channel, contiguous elsewhere. Values do not depend on it.
         out: memory (batch_size, ...) to write to, each sample dense in either layout: part of a larger buffer, say.
             It decides dtype and layout.
+        part: (first, rows): so many rows of the batch, bit for bit, from the first on, and nothing else; the result has
+            ``rows`` samples.
         in_order: ``images`` are a ring of batches, gathered already: draw ``count`` is the one at ``count % (n //
-            batch_size)``, as it lies. Gathered by :func:`chosen`, it is what the data set itself would have given.
+            batch_size)``, as it lies. Gathered by :func:`chosen`, it is what the data set itself would have given. With
+            ``part``, a ring of parts.
 
     Returns:
         ``out`` or new memory, (batch_size, C, H, W) or (batch_size, d); with ``labels`` also theirs, int64
@@ -66,11 +71,14 @@ def real_batch(
     Raises:
         UserError: for operands that are none of the above.
     """
-    _check(images, clock, batch_size, noise, labels)
+    first, rows = part or (0, batch_size)
+    _check(images, clock, rows if in_order else batch_size, noise, labels)
     streams.check_site(site)
     if flip and images.dim() != 4:
         raise UserError(f"flip=True needs images (n, C, H, W), not samples {tuple(images.shape)}: set flip=False")
-    shape = (batch_size, *images.shape[1:])
+    if not (first >= 0 and 1 <= rows <= batch_size - first):
+        raise UserError(f"part {(first, rows)} is not (first row, rows) of a batch of {batch_size}")
+    shape = (rows, *images.shape[1:])
     channels_last = False
     if out is None:
         wanted = memory_format or _layout(images)
@@ -80,7 +88,8 @@ def real_batch(
         channels_last = _its_layout(out, shape, dtype, images.device)
     if out.dtype not in KERNEL_DTYPES:
         raise UserError(f"a batch is float32, bfloat16 or float16, not {str(out.dtype).removeprefix('torch.')}")
-    picked = _filled(out, images, clock, seed, site, flip, noise, labels, channels_last, in_order)
+    place = batch_size, first
+    picked = _filled(out, images, clock, seed, site, flip, noise, labels, channels_last, place, in_order)
     return out if picked is None else (out, picked)
 
 
@@ -109,19 +118,19 @@ def normalised(pixels: Tensor) -> Tensor:
     return pixels.to(torch.float32).div_(torch.full((), 127.5, device=pixels.device)).sub_(1.0)
 
 
-def noises(shape: torch.Size, generator: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return normal numbers for a batch of that shape. They are numbered with the channels innermost, from 0 for each
-    sample, so that a sample's first is the first of a counter."""
+def noises(shape: torch.Size, generator: Tensor, dtype: torch.dtype = torch.float32, first: int = 0) -> Tensor:
+    """Return normal numbers for rows of a batch, from the ``first`` on. They are numbered with the channels innermost,
+    from 0 for each sample, so that a sample's first is the first of a counter."""
     rows, size = shape[0], shape[1:].numel()
-    across = (shape[0], *shape[2:], shape[1])  # (rows, H, W, C)
-    numbers = streams.normals(streams.words(generator, rows * (-(-size // 4) * 4)), dtype)
+    across, fours = (shape[0], *shape[2:], shape[1]), -(-size // 4)  # (rows, H, W, C)
+    numbers = streams.normals(streams.words(generator, rows * fours * 4, first * fours), dtype)
     return numbers.view(rows, -1)[:, :size].reshape(across).movedim(-1, 1)
 
 
-def mirrored(rows: int, generator: Tensor) -> Tensor:
-    """Return which rows of a batch are mirrored, bool (rows,)."""
-    first = streams.counters(generator, torch.arange(rows, device=generator.device))[:, 0]
-    return first >= 2**31
+def mirrored(rows: int, generator: Tensor, first: int = 0) -> Tensor:
+    """Return which rows of a batch are mirrored, from the ``first`` on, bool (rows,)."""
+    word = streams.counters(generator, torch.arange(first, first + rows, device=generator.device))[:, 0]
+    return word >= 2**31
 
 
 def _check(images: Tensor, clock: Tensor, batch_size: int, noise: Tensor | None, labels: Tensor | None) -> None:
@@ -172,9 +181,12 @@ def _filled(
     noise: Tensor | None,
     labels: Tensor | None,
     channels_last: bool,
+    place: tuple[int, int],
     in_order: bool,
 ) -> Tensor | None:
-    """Fill ``out`` by one launch or by plain PyTorch, and return the labels."""
+    """Fill ``out`` by one launch or by plain PyTorch, and return the labels. ``place``: in how large a batch it lies,
+    from which row on."""
+    batch_size, first = place
     kinds = (torch.uint8, *KERNEL_DTYPES)
     fits = images.dtype in kinds and out[0].numel() <= MOST_ELEMENTS and len(images) < 2**31
     if fits and not traced(images, clock, noise, labels, out) and choose(OP, out.device, out.dtype).backend == "triton":
@@ -182,19 +194,19 @@ def _filled(
 
         return kernels.real_batch(
             images, clock, out, seed=streams.key(seed), site=site, flip=flip, noise=noise, labels=labels,
-            channels_last=channels_last, in_order=in_order,
+            channels_last=channels_last, part=place, in_order=in_order,
         )  # fmt: skip
     count = streams.count(clock, site)
     if in_order:
         index = count % (len(images) // len(out)) * len(out) + torch.arange(len(out), device=images.device)
     else:
-        index = chosen(clock, n=len(images), batch_size=len(out), seed=seed, site=site)
+        index = chosen(clock, n=len(images), batch_size=batch_size, seed=seed, site=site)[first:][: len(out)]
     batch = images.index_select(0, index)
     batch = normalised(batch) if batch.dtype == torch.uint8 else batch.to(torch.float32)
     if flip:
-        turned = mirrored(len(out), streams.rng(streams.FLIP, count, seed))
+        turned = mirrored(len(out), streams.rng(streams.FLIP, count, seed), first)
         batch = torch.where(turned.view(-1, 1, 1, 1), batch.flip(-1), batch)
     if noise is not None:
-        batch = batch + noise * noises(batch.shape, streams.rng(streams.NOISE, count, seed))
+        batch = batch + noise * noises(batch.shape, streams.rng(streams.NOISE, count, seed), first=first)
     out.copy_(batch)
     return None if labels is None else labels.index_select(0, index)

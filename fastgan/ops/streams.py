@@ -67,9 +67,9 @@ def counters(generator: Tensor, places: Tensor) -> Tensor:
     return (host_draws if host_draws.usable(places, generator) else dropout).words(generator, places)
 
 
-def words(generator: Tensor, total: int) -> Tensor:
-    """Return 32-bit words as int64 (ceil(total / 4), 4), for ``total`` elements by fours."""
-    return counters(generator, torch.arange(-(-total // 4), device=generator.device))
+def words(generator: Tensor, total: int, begin: int = 0) -> Tensor:
+    """Return 32-bit words as int64 (ceil(total / 4), 4), for ``total`` elements by fours, from counter ``begin`` on."""
+    return counters(generator, torch.arange(begin, begin - (-total // 4), device=generator.device))
 
 
 def normals(fours: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastgan.errors import UserError
 from fastgan.objectives import Objective
+from fastgan.ops import peers
 from fastgan.train.guard import skips
 from fastgan.train.step import Players
 
@@ -34,5 +35,5 @@ class Balance:
     @torch.no_grad()
     def judge(self, rightly: Tensor) -> Tensor:
         """Raise the flag for the update at hand, or take it down; return it. ``rightly``: shares of real and fake."""
-        self.flag.copy_(rightly.mean().gt(MOST).reshape(1))
+        self.flag.copy_(peers.mean(rightly.mean()).gt(MOST).reshape(1))
         return self.flag

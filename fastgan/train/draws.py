@@ -22,6 +22,7 @@ from fastgan.train.dials import Dials
 from fastgan.train.feed import Feeder, Rows
 from fastgan.train.sampler import Latents, RealBatches
 
+Part = tuple[int, int]
 LATENTS, NOISE = 1, 3  # added to the run's seed; 2 is for the pictures' fixed latents
 
 
@@ -47,10 +48,13 @@ class Draws(Protocol):
 class HostDraws:
     """Draws in the order in which they are asked for, whatever ``at`` says."""
 
-    def __init__(self, data: Dataset, config: Config, dials: Dials, device: torch.device) -> None:
-        self.batches = RealBatches(data, config.batch_size, config.seed)
+    def __init__(
+        self, data: Dataset, config: Config, dials: Dials, device: torch.device, part: Part | None = None
+    ) -> None:
+        self._first, self._rows = part or (0, config.batch_size)
+        self.batches = RealBatches(data, config.batch_size, config.seed, part)
         self._n_critic = config.n_critic
-        self.feeder = feeder_of(data, config, self.batches.rows, device)
+        self.feeder = feeder_of(data, config, self.batches.rows, self._rows, device)
         self.latents = Latents(config.latent, config.z_dim, device, config.seed + LATENTS)
         self._size, self._flip = config.batch_size, config.flip
         self._sigma = dials["noise"] if config.noise or "noise" in dials.names else None
@@ -60,8 +64,8 @@ class HostDraws:
         """The next batch."""
         samples = self.batches.draw() if self.feeder is None else self._fed(self.feeder)
         if self._flip:
-            coins = torch.rand(len(samples), 1, 1, 1, device=samples.device, generator=self._noise)
-            samples = torch.where(coins < 0.5, samples.flip(-1), samples)
+            coins = torch.rand(self._size, 1, 1, 1, device=samples.device, generator=self._noise)
+            samples = torch.where(self._own(coins) < 0.5, samples.flip(-1), samples)
         return self.noisy(samples, at)
 
     def _fed(self, feeder: Feeder) -> Tensor:
@@ -80,14 +84,22 @@ class HostDraws:
 
     def z(self, at: int) -> Tensor:
         """The next latents."""
-        return self.latents.draw(self._size)
+        return self._own(self.latents.draw(self._size))
 
     def noisy(self, samples: Tensor, at: int) -> Tensor:
         """Samples with the next noise."""
         if self._sigma is None:
             return samples
-        noise = torch.empty_like(samples, requires_grad=False).normal_(generator=self._noise)
+        if self._rows == self._size:
+            noise = torch.empty_like(samples, requires_grad=False).normal_(generator=self._noise)
+        else:
+            whole = samples.new_empty((self._size, *samples.shape[1:]), requires_grad=False)
+            noise = self._own(whole.normal_(generator=self._noise))
         return samples + self._sigma * noise
+
+    def _own(self, drawn: Tensor) -> Tensor:
+        """This process's rows of what was drawn for the whole batch."""
+        return drawn[self._first :][: self._rows]
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """States of the generators; how many batches were drawn."""
@@ -106,19 +118,28 @@ class HostDraws:
 class ClockDraws:
     """Draws that follow from the seed, the clock and ``at``. ``dtype`` is that of real samples and latents."""
 
-    def __init__(self, data: Dataset, config: Config, dials: Dials, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        data: Dataset,
+        config: Config,
+        dials: Dials,
+        dtype: torch.dtype = torch.float32,
+        part: Part | None = None,
+    ) -> None:
+        self._first, self._rows = self._part = part or (0, config.batch_size)
         self.data, self._config, self._dtype, self._clock = data, config, dtype, dials.clock
         noise = dials["noise"]
         self._sigma = None
         if isinstance(noise, Tensor) or noise:
             self._sigma = torch.as_tensor(noise, dtype=torch.float32, device=data.device)
         self._per_step = config.n_critic + 1  # of latents and of noise: G's own may be one more
-        self.feeder = feeder_of(data, config, self.rows, data.device)
+        self.feeder = feeder_of(data, config, self.rows, self._rows, data.device)
 
     def rows(self, number: int) -> Tensor:
-        """Which samples batch ``number`` of the run has: on the host those that the device would choose."""
+        """Which samples batch ``number`` of the run has, or its part: those that the device would choose."""
         config, count = self._config, torch.tensor(number)
-        return ops.chosen(count, n=len(self.data), batch_size=config.batch_size, seed=config.seed, site=(1, 0))
+        index = ops.chosen(count, n=len(self.data), batch_size=config.batch_size, seed=config.seed, site=(1, 0))
+        return index[self._first :][: self._rows]
 
     def running(self) -> AbstractContextManager[None]:
         """Context of all iterations: readers begin where the clock has come to."""
@@ -140,6 +161,7 @@ class ClockDraws:
             flip=config.flip,
             noise=self._sigma,
             dtype=self._dtype,
+            part=self._part,
             in_order=self.feeder is not None,
         )
         assert isinstance(samples, Tensor)  # without labels
@@ -150,11 +172,12 @@ class ClockDraws:
         config = self._config
         return ops.latent(
             self._clock,
-            shape=(config.batch_size, config.z_dim),
+            shape=(self._rows, config.z_dim),
             seed=config.seed + LATENTS,
             site=(self._per_step, at),
             kind=config.latent,
             dtype=self._dtype,
+            first=self._first,
         )
 
     def noisy(self, samples: Tensor, at: int) -> Tensor:
@@ -167,6 +190,7 @@ class ClockDraws:
             seed=self._config.seed + NOISE,
             site=(self._per_step, at),
             dtype=samples.dtype,
+            first=self._first,
         )
         return torch.addcmul(samples, noise, self._sigma.to(samples.dtype))
 
@@ -178,17 +202,22 @@ class ClockDraws:
         """The clock says it all."""
 
 
-def feeder_of(data: Dataset, config: Config, rows: Rows, device: torch.device) -> Feeder | None:
+def feeder_of(data: Dataset, config: Config, rows: Rows, size: int, device: torch.device) -> Feeder | None:
     """What reads batches ahead, from a disk or because the data do not lie on the device; None where they do."""
     there = not data.resident or data.file is not None or config.resident == "never"
     if not there or data.images.device.type != "cpu":
         return None
     at_once = config.unroll * config.n_critic
-    return Feeder(data, device, rows, config.batch_size, at_once=at_once, readers=config.readers)
+    return Feeder(data, device, rows, size, at_once=at_once, readers=config.readers)
 
 
-def draws(data: Dataset, config: Config, dials: Dials, device: torch.device, bf16: bool) -> HostDraws | ClockDraws:
-    """By the clock where steps can be captured, else by the host."""
+def draws(
+    data: Dataset, config: Config, dials: Dials, device: torch.device, bf16: bool, part: Part | None = None
+) -> HostDraws | ClockDraws:
+    """By the clock where steps can be captured, else by the host.
+
+    ``part``: the first row and the number of rows of each batch that are drawn; None for all.
+    """
     if runner_for(device) is not None:
-        return ClockDraws(data, config, dials, torch.bfloat16 if bf16 else torch.float32)
-    return HostDraws(data, config, dials, device)
+        return ClockDraws(data, config, dials, torch.bfloat16 if bf16 else torch.float32, part)
+    return HostDraws(data, config, dials, device, part)

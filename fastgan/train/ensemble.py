@@ -72,6 +72,8 @@ class Ensemble:
         with build.data_read_once():
             self.members = [Trainer(own) for own in self.plan.configs()]
         first = self.members[0]
+        if first.team.many:
+            raise UserError("an ensemble trains in one process: start it without torchrun")
         self.config, self.device, self.data = self.plan.config, first.device, first.data
         self.gone: dict[int, int] = {}
         self.exit_code, self._saved = 0, 0

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from fastgan.ops import destination
+from fastgan.ops import destination, peers
 
 
 class Gradients:
@@ -16,7 +16,8 @@ class Gradients:
 
     Nothing is zeroed or added to. ``fixed``: each weight's product writes its gradient into a view of one flat buffer,
     so that an optimiser in a captured graph finds them where they always are. Parameters with hooks of their own, such
-    as DistributedDataParallel's, are left to PyTorch, as are several dtypes.
+    as DistributedDataParallel's, are left to PyTorch, as are several dtypes. Within ``peers.together`` gradients are
+    averaged over all processes: one reduction of the flat buffer, or one for each dtype.
     """
 
     def __init__(self, optimizer: Optimizer, *, fixed: bool) -> None:
@@ -38,11 +39,25 @@ class Gradients:
             for parameter in parameters:
                 parameter.grad = None  # what backward forms is then kept as it is
             torch.autograd.backward(outputs, seeds)
+            self._average([parameter.grad for parameter in parameters if parameter.grad is not None])
             return None if leaf is None else leaf.grad
         found = destination.gather(outputs, parameters, self._views, seeds, () if leaf is None else (leaf,))
+        if (team := peers.current()) is not None:
+            team.average_(self.buffers[0])
         for parameter, view in zip(parameters, self._views, strict=True):
             parameter.grad = view
         return found[0] if found else None
+
+    def _average(self, gradients: Sequence[Tensor]) -> None:
+        """Average gradients that lie apart over all processes."""
+        team = peers.current()
+        if team is None:
+            return
+        for dtype in sorted({gradient.dtype for gradient in gradients}, key=str):
+            own = [gradient for gradient in gradients if gradient.dtype == dtype]
+            flat = team.average_(torch.cat([gradient.reshape(-1) for gradient in own]))
+            for gradient, part in zip(own, flat.split([gradient.numel() for gradient in own]), strict=True):
+                gradient.copy_(part.view(gradient.shape))
 
 
 def _alike(parameters: Sequence[Tensor]) -> bool:

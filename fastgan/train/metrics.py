@@ -11,6 +11,8 @@ from torch import Tensor
 
 from fastgan import ops
 from fastgan.errors import UserError
+from fastgan.ops import peers
+from fastgan.ops.peers import Peers
 from fastgan.train.dials import Dials
 from fastgan.train.files import append, plainly, replacing
 
@@ -40,11 +42,12 @@ class Meter:
     """Running sums on the device, and the clock, which ends each iteration. Neither costs a synchronisation.
 
     ``critic``: the mean scores are those of a critic's outputs, whose distance is shown, not of probabilities.
-    ``finite``: what is no finite number is left out of the means; else it comes through.
+    ``finite``: what is no finite number is left out of the means; else it comes through. Each of several ``team``
+    processes sums up what it sees of its own part of the batches; readings are of all.
     """
 
-    def __init__(self, dials: Dials, critic: bool = False, finite: bool = False) -> None:
-        self.dials, self.critic, self.finite = dials, critic, finite
+    def __init__(self, dials: Dials, critic: bool = False, finite: bool = False, team: Peers | None = None) -> None:
+        self.dials, self.critic, self.finite, self._team = dials, critic, finite, team
         self.sums = torch.zeros(len(OBSERVED), device=dials.clock.device)  # in the order of OBSERVED
         self.counts = torch.zeros(len(OBSERVED), dtype=torch.int64, device=dials.clock.device)
         self._nothing = torch.zeros((), device=dials.clock.device)
@@ -62,6 +65,7 @@ class Meter:
         """Observations with 0 for what is not finite, whose count is taken back."""
         nothing = self._nothing
         seen = torch.stack([nothing if value is None else value.detach().float().reshape(()) for value in observed])
+        seen = peers.mean(seen)  # what one process cannot count, none does
         known = seen.isfinite()
         self.counts.sub_((~known).long())
         kept = torch.where(known, seen, nothing).unbind()
@@ -72,11 +76,15 @@ class Meter:
 
         The means start anew, unless the meter ``keeps`` what it has.
         """
-        reading = Reading(self.sums, self.counts, more, self.critic)
+        reading = Reading(self.whole(), self.counts, more, self.critic)
         if not keeps:
             self.sums.zero_()
             self.counts.zero_()
         return reading
+
+    def whole(self) -> Tensor:
+        """The sums over all processes' parts, as means over the processes, which all ask."""
+        return self.sums if self._team is None else self._team.average_(self.sums.clone())
 
     def read(self) -> Row:
         """The mean of each quantity since the last reading; None where nothing was added. Waits for the device."""

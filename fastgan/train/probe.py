@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fastgan.errors import UserError
+from fastgan.ops.peers import together
 from fastgan.train.step import Step
 
 
@@ -18,7 +19,7 @@ def fit_together(step: Step, z: Tensor, sample_shape: tuple[int, ...]) -> None:
     kept = [buffer.clone() for buffer in buffers]
     gpus = [z.device] if z.device.type == "cuda" else []
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=gpus):
+        with torch.no_grad(), torch.random.fork_rng(devices=gpus), together(step.peers):
             fake = _ask("generator", step.generate, z)
             if fake.shape != (len(z), *sample_shape):
                 raise UserError(

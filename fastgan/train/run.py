@@ -35,6 +35,14 @@ def create(config: Config, out: Path | None) -> Path:
     return path
 
 
+def begin(path: Path, config: Config, fresh: bool) -> None:
+    """Write the configuration of a run that starts at step 0. Raises UserError where a ``fresh`` one would meet others'
+    checkpoints."""
+    if fresh and checkpoint.whole(path / "checkpoints"):
+        raise UserError(f"{path} holds the checkpoints of a run already: resume from one, or give another out")
+    write_config(path, config)
+
+
 def tidy(path: Path, keep: int | None = None) -> None:
     """Clear away what a process left in a run's folder that was killed. Only for who holds it (train.lock).
 

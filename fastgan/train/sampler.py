@@ -16,14 +16,16 @@ class RealBatches:
     """Batches of ``data``: each epoch is a permutation fixed by ``(seed, epoch)``; the ragged last batch is dropped.
 
     The order has no hidden state: ``drawn``, the number of batches taken so far, is all that a checkpoint keeps.
+    ``part``: the first row and the number of rows of each batch that are read; None for all.
     """
 
-    def __init__(self, data: Dataset, batch_size: int, seed: int) -> None:
+    def __init__(self, data: Dataset, batch_size: int, seed: int, part: tuple[int, int] | None = None) -> None:
         if batch_size > len(data):
             raise UserError(
                 f"batch_size {batch_size} is larger than the data set ({len(data)} samples): set a smaller one"
             )
         self.data, self.batch_size, self.seed = data, batch_size, seed
+        self._part = part or (0, batch_size)
         self.per_epoch = len(data) // batch_size
         self.drawn = 0
         self._epoch = -1
@@ -40,7 +42,8 @@ class RealBatches:
         epoch, batch = divmod(number, self.per_epoch)
         if epoch != self._epoch:
             self._epoch, self._order = epoch, permutation(len(self.data), self.seed, epoch).to(self.data.device)
-        return self._order[batch * self.batch_size : (batch + 1) * self.batch_size]
+        first, rows = self._part
+        return self._order[batch * self.batch_size + first :][:rows]
 
 
 def permutation(n: int, seed: int, epoch: int) -> Tensor:

@@ -6,15 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fastgan.errors import UserError
+from fastgan.ops.peers import Peers
 from fastgan.optim import Averages
 from fastgan.optim.one_launch import EXTRAS, OneLaunch
 from fastgan.train.belongs import check_training, optimizer_state
 from fastgan.train.checkpoint import Checkpoint
 from fastgan.train.dials import Dials
+from fastgan.train.distributed import Team, stored_by_all
 from fastgan.train.draws import Draws
 from fastgan.train.metrics import Meter
 from fastgan.train.step import Players
@@ -32,18 +35,18 @@ class Parts:
     dials: Dials
     meter: Meter
     stream: Stream
+    team: Team
+    peers: Peers | None = None
 
 
 def gather(parts: Parts, counters: Mapping[str, Any]) -> Checkpoint:
     """Everything that decides how the run goes on. ``counters`` are plain values: step, images, seconds."""
     players, meter = parts.players, parts.meter
     drawn, values = parts.draws.state()
-    training = {
-        **{f"rng.{kind}": value for kind, value in parts.stream.state().items()},
-        **drawn,
-        "meter": meter.sums,
-        "meter_counts": meter.counts,
-    }
+    own = {**{f"rng.{kind}": value for kind, value in parts.stream.state().items()}, "meter": meter.sums}
+    training = {**own, **drawn, "meter_counts": meter.counts, **parts.team.others(own)}
+    if parts.peers is not None and parts.peers.generator is not None:
+        training["rng.common"] = parts.peers.generator.get_state()
     scalars: dict[str, Any] = {}
     for side in SIDES:
         content = getattr(players, f"{side}_optimizer").state_dict()
@@ -55,7 +58,10 @@ def gather(parts: Parts, counters: Mapping[str, Any]) -> Checkpoint:
     averages = averaged(players)
     if averages is not None:
         networks["generator_ema"] = averages
-    return Checkpoint({**networks, "training": training}, {**counters, **values, "optimizer_scalars": scalars})
+    return Checkpoint(
+        {**networks, "training": training},
+        {**counters, **values, "world": parts.team.size, "optimizer_scalars": scalars},
+    )
 
 
 def averages_of(optimizer: Optimizer) -> Averages | None:
@@ -92,11 +98,21 @@ def restore(checkpoint: Checkpoint, parts: Parts) -> None:
     refresh_shadows(players)
     parts.dials.set(checkpoint.step)
     parts.draws.load(training, checkpoint.values)
+    team = parts.team
     if training["meter"].shape == parts.meter.sums.shape:  # else an older version's: its unfinished row starts anew
-        parts.meter.sums.copy_(training["meter"])
+        own = team.own(training, "meter") if world(checkpoint) == team.size else None
+        parts.meter.sums.copy_(torch.stack(stored_by_all(training, "meter")).mean(0) if own is None else own)
         parts.meter.counts.copy_(training["meter_counts"])
-    states = {name.removeprefix("rng."): value for name, value in training.items() if name.startswith("rng.")}
-    parts.stream.load({kind: states[kind] for kind in ("cpu", "cuda") if kind in states})
+    states = {kind: team.own(training, f"rng.{kind}") for kind in ("cpu", "cuda")}
+    parts.stream.load({kind: state for kind, state in states.items() if state is not None})
+    common, generator = training.get("rng.common"), parts.peers.generator if parts.peers is not None else None
+    if common is not None and generator is not None and common.shape == generator.get_state().shape:
+        generator.set_state(common)  # where it is of the same kind of device
+
+
+def world(checkpoint: Checkpoint) -> int:
+    """How many processes trained the run that a checkpoint is of."""
+    return int(checkpoint.values.get("world", 1))
 
 
 def refresh_shadows(players: Players) -> None:

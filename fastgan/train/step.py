@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from fastgan.nn import sample_by_sample
 from fastgan.objectives import OBJECTIVES, Objective, gradient_norm
 from fastgan.ops import halves, unit_gradient
+from fastgan.ops.peers import Peers, together
 from fastgan.train.draws import Draws
 from fastgan.train.gradients import Gradients
 from fastgan.train.metrics import Meter
@@ -84,22 +85,25 @@ class Step:
         penalty: Weighted | None = None,
         watch: Watch | None = None,
         fixed_gradients: bool = False,
+        peers: Peers | None = None,
     ) -> None:
         self.players, self.objective, self.draws, self.meter = players, objective, draws, meter
         self.n_critic, self.bf16, self.penalty, self.watch = n_critic, bf16, penalty, watch or Watch()
         self._iterate = {"fresh": self._fresh, "shared": self._shared, "generator_first": self._generator_first}[
             updates
         ]
-        self._to_generator = Gradients(players.generator_optimizer, fixed=fixed_gradients)
-        self._to_discriminator = Gradients(players.discriminator_optimizer, fixed=fixed_gradients)
+        self.peers, fixed = peers, fixed_gradients or peers is not None
+        self._to_generator = Gradients(players.generator_optimizer, fixed=fixed)
+        self._to_discriminator = Gradients(players.discriminator_optimizer, fixed=fixed)
         self._critic = [parameter for parameter in players.discriminator.parameters() if parameter.requires_grad]
         self._folds = "groups" in inspect.signature(players.discriminator.forward).parameters
         self.serves_both = sample_by_sample(players.discriminator)  # if, besides, it has one logit a sample
 
     @property
-    def buffers(self) -> list[Tensor]:
-        """Memory of gradients that stays where it is."""
-        return [*self._to_generator.buffers, *self._to_discriminator.buffers]
+    def buffers(self) -> list[Tensor | torch.Generator]:
+        """Memory of gradients that stays where it is, and the generator that is common to all processes."""
+        common = [] if self.peers is None or self.peers.generator is None else [self.peers.generator]
+        return [*self._to_generator.buffers, *self._to_discriminator.buffers, *common]
 
     def pattern(self, done: int) -> Pattern:
         """What the host decides about the iteration that follows so many."""
@@ -108,8 +112,9 @@ class Step:
         return Pattern(due, every > 0 and (done + 1) % every == 0)
 
     def __call__(self, pattern: Pattern) -> None:
-        """Perform one iteration."""
-        self._iterate(pattern)
+        """Perform one iteration, together with the ``peers``, where there are any."""
+        with together(self.peers):
+            self._iterate(pattern)
 
     def _fresh(self, pattern: Pattern) -> None:
         for at in range(self.n_critic):

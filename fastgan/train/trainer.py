@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +27,8 @@ from fastgan.train.diversity import Diversity
 from fastgan.train.draws import ClockDraws, draws
 from fastgan.train.generate import samples
 from fastgan.train.guard import ROLLBACKS, Guard, copied, refuse_non_finite
+from fastgan.train.joining import join, same_start
 from fastgan.train.journal import Journal
-from fastgan.train.lock import held
 from fastgan.train.metrics import Meter, Row
 from fastgan.train.own import Objectives, as_objective, build_players, configured, named, own_data
 from fastgan.train.penalties import weighted
@@ -36,7 +36,7 @@ from fastgan.train.probe import fit_together
 from fastgan.train.replays import Eagerly, Replays
 from fastgan.train.sampler import Latents
 from fastgan.train.show import Advice, describe, progress_bar
-from fastgan.train.signals import Interrupts
+from fastgan.train.signals import ECHO, Interrupts
 from fastgan.train.step import Step, Watch
 from fastgan.train.stream import Stream
 from fastgan.train.tensorboard import Board
@@ -56,6 +56,8 @@ class Trainer:
     of the Trainer, which returns a score, the higher, the better.
 
     ``out``, a folder, receives configuration, metrics, pictures and checkpoints; without it the run stays in memory.
+    Where torchrun's environment or an initialised torch.distributed describes several processes, all make the Trainer
+    alike and train one run together: docs/scaling.md.
     ``history`` holds one row per ``log_every`` steps: means over those steps; ``alarms`` what was wrong, and when.
     ``step`` counts the steps, ``images`` the real samples that the discriminator has been shown. ``generator`` and
     ``discriminator`` are in training mode. Raises UserError for parts that do not fit together.
@@ -82,27 +84,32 @@ class Trainer:
         objective, networks = named(objective), {"generator": generator, "discriminator": discriminator}
         keys |= {"keep_best": keep_best} if isinstance(keep_best, str) else {}
         plain, config = configured(config, {**networks, "data": data, "objective": objective}, keys)
-        self.config, self.device = config, (where := build.device(config.device))
-        self.data = own_data(data, config, where)
+        self.team = team = join(config.device)
+        self.config, self.device = config, (where := team.device)
+        part, together = team.part(config.batch_size), team.peers(config.seed)
+        with team.in_turn():
+            self.data = own_data(data, config, where)
         build.check(config, self.data)
         self.dials = dials = Dials(config, self.device)
         self.players = players = build_players(plain, self.data.sample_shape, dials, networks, optimizers or {})
         self.generator, self.discriminator = players.generator, players.discriminator
+        same_start(team, (self.generator, self.discriminator), config, self.data)
         self.step, self.images, self.seconds, self.exit_code = 0, 0, 0.0, 0
         value = as_objective(config.objective if objective is None else objective)
         bf16 = build.bf16(config, self.device)
         self._guard = Guard(config.on_nan, players, dials, config.n_critic)
         self._balance = Balance(value, players, self.device) if config.balance == "auto" else None
-        self._draws = draws(self.data, config, dials, self.device, bf16)
-        self._meter = Meter(dials, critic=value.name == "wasserstein", finite=config.on_nan == "skip")
+        self._draws = draws(self.data, config, dials, self.device, bf16, part)
+        self._meter = Meter(dials, value.name == "wasserstein", config.on_nan == "skip", together)
         self._alarms = Alarms(value)
-        self._board = Board() if config.tensorboard else None
+        self._board = Board() if config.tensorboard and team.first else None
         advice = Advice(self._draws.feeder, lambda: self._alarms.aloud)
         readers = [self._alarms.see, advice.see, *([self._board.row] if self._board else [])]
         self._journal = Journal(self._meter, self._guard, readers)
         self._best = Best(kept, self._meter.critic) if (kept := keep_best or config.keep_best) is not None else None
         self.out = Path(out) if out is not None else None
-        self._parts = state.Parts(players, self._draws, dials, self._meter, Stream(config.seed, self.device))
+        stream = Stream(team.own_seed(config.seed), self.device)
+        self._parts = state.Parts(players, self._draws, dials, self._meter, stream, team, together)
         self._album = Album(self._parts, self.data, config, self.device)
         self._saved_at = -1
         self._good: checkpoint.Checkpoint | None = None
@@ -116,6 +123,7 @@ class Trainer:
             bf16=bf16,
             penalty=weighted(config.penalty, dials["penalty_weight"], self.device),
             fixed_gradients=runner_for(where) is not None,
+            peers=together,
             watch=Watch(
                 config.log_every,
                 Diversity(self.data.sample_shape, self.device) if config.batch_size > 1 else None,
@@ -124,9 +132,7 @@ class Trainer:
             ),
         )
         self._run = self._runner()
-        fit_together(
-            self._iterate, torch.zeros(config.batch_size, config.z_dim, device=self.device), self.data.sample_shape
-        )
+        fit_together(self._iterate, torch.zeros(part[1], config.z_dim, device=self.device), self.data.sample_shape)
 
     @property
     def history(self) -> list[Row]:
@@ -136,11 +142,12 @@ class Trainer:
     @property
     def out(self) -> Path | None:
         """The run's folder; None keeps the run in memory."""
-        return self._journal.out
+        return self._out
 
     @out.setter
     def out(self, path: Path | None) -> None:
-        self._journal.out = self._alarms.out = path
+        self._out, self._journal.out = path, path if self.team.first else None
+        self._alarms.out = self._journal.out
 
     @property
     def alarms(self) -> list[Alarm]:
@@ -164,11 +171,12 @@ class Trainer:
         configuration's ``on_nan`` does not help, after writing the metrics and before any further checkpoint, and
         UserError where ``out`` holds the checkpoints of another run or another process trains in it.
         """
+        progress = progress and self.team.first
         total, self._alarms.aloud = self.config.steps if steps is None else steps, progress
-        with held(self.out) if self.out else nullcontext():
+        with self.team.holding(self.out):
             self._begin()
             try:
-                with Interrupts() as interrupts, build.threads(self.config.threads):
+                with Interrupts(ECHO if self.team.many else 0.0) as interrupts, build.threads(self.config.threads):
                     while not self._trained(total, progress, interrupts):
                         pass
             finally:
@@ -191,14 +199,17 @@ class Trainer:
         if self.out is None:
             raise UserError("this Trainer keeps its run in memory: give it out='runs/NAME' to save checkpoints")
         if self._saved_at != self.step:
-            content, folder = self._content(), self.out / "checkpoints"
-            self._journal.sync()
-            if self._best:  # first: once the other one is there, nothing comes back to this step
-                with self._parts.stream.aside():
-                    value = self._best.value(self)
-                self._best.keep(folder, content, value)
-            checkpoint.save(folder, content, self.config.keep_checkpoints)
+            content = self._content()
+            self.team.lead(partial(self._write, self.out / "checkpoints", content))
             self._saved_at = self.step
+
+    def _write(self, folder: Path, content: checkpoint.Checkpoint) -> None:
+        self._journal.sync()
+        if self._best:  # first: once the other one is there, nothing comes back to this step
+            with self._parts.stream.aside():
+                value = self._best.value(self)
+            self._best.keep(folder, content, value)
+        checkpoint.save(folder, content, self.config.keep_checkpoints)
 
     def resume(self, stored: checkpoint.Checkpoint) -> None:
         """Continue from a checkpoint: state, counters, metrics are those of its step. Raises UserError if foreign."""
@@ -215,7 +226,7 @@ class Trainer:
         """What a checkpoint holds now. Raises NonFiniteError where that is no good state."""
         networks = (self.generator, self.discriminator)
         refuse_non_finite(
-            [self._meter.sums, *(t for network in networks for t in network.state_dict().values())], self.step
+            [self._meter.whole(), *(t for network in networks for t in network.state_dict().values())], self.step
         )
         counters = {name: getattr(self, name) for name in ("step", "images", "seconds")}
         shape = {"sample_shape": list(self.data.sample_shape)}
@@ -231,14 +242,12 @@ class Trainer:
         out, folder = self.out, self.out / "checkpoints" if self.out else None
         state.refresh_shadows(self.players)
         if out and folder and self.step == 0:
-            if self._saved_at < 0 and checkpoint.whole(folder):
-                raise UserError(f"{out} holds the checkpoints of a run already: resume from one, or give another out")
-            run.write_config(out, self.config)
+            self.team.lead(partial(run.begin, out, self.config, self._saved_at < 0))
             self._journal.rewind(0, 0)
             self._alarms.rewind([], -1)
         if out:
-            run.tidy(out, self.config.keep_checkpoints)
-        if folder and self._best:
+            self.team.lead(partial(run.tidy, out, self.config.keep_checkpoints))
+        if folder and self._best and self.team.first:
             self._best.begin(folder, self.step)
         if out and self._board:
             self._board.begin(out, self.step)
@@ -268,9 +277,8 @@ class Trainer:
         stored = (run.latest_checkpoint(self.out) if self.out else None) or self._good
         assert stored is not None
         self.resume(replace(stored, values={**stored.values, "rollbacks": rollbacks, "lr_factor": factor}))
-        text = (
-            f"not finite by step {lost}: back at step {self.step}, learning rates at {factor:g} of the configuration's"
-        )
+        where = f"back at step {self.step}, learning rates at {factor:g} of the configuration's"
+        text = f"not finite by step {lost}: {where}"
         self._alarms.note(Alarm(self.step, ROLLBACK, f"{rollbacks} of {ROLLBACKS}", text))
         if self.out and self._board:
             self._board.begin(self.out, self.step)
@@ -280,7 +288,7 @@ class Trainer:
         started, seconds, images = time.perf_counter(), self.seconds, self.images
         if self.step < total:
             journal.proceed()
-        while self.step < total and not interrupts.exit_code:
+        while self.step < total and not interrupts.stops(self.team, self.step % config.log_every == 0):
             stretch = self._stretch(total)
             with self._draws.ready(stretch):
                 self._run(tuple([self._iterate.pattern(self.step + later) for later in range(stretch)]))
@@ -294,7 +302,7 @@ class Trainer:
                 journal.begin(bar, self._row(whole), rate=(self.images - images) / max(elapsed, 1e-9), whole=whole)
             saves = self.step % config.checkpoint_every == 0
             draws = self.out is not None and self.step % config.sample_every == 0
-            journal.finish(bar, waits=draws or saves)
+            journal.finish(bar, waits=draws or saves or self.team.many)
             if draws and self.out:
                 self._draw(self.out / f"samples/step-{self.step:08d}.png")
             if saves and self.out:
@@ -328,6 +336,9 @@ class Trainer:
 
     def _draw(self, path: Path) -> None:
         """Draw samples into ``path``, where they can be shown, and the curves so far."""
+        self.team.lead(partial(self._drawn, path))
+
+    def _drawn(self, path: Path) -> None:
         assert self.out is not None
         if self._album.draw(path, self.step) and self._board:
             self._board.picture(path, self.step)

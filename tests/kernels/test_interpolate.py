@@ -125,3 +125,13 @@ def test_a_graph_replays_with_the_seed_of_the_hour(numbers: Callable[..., Tensor
         rng.fill_(value)
         graph.replay()
         assert torch.equal(captured, kernels.interpolate(real, fake, rng))
+
+
+@on_devices
+def test_rows_of_a_larger_batch_have_its_numbers(device: str, numbers: Callable[..., Tensor]) -> None:
+    real, fake = (numbers(at, 11, 6, device=device) for at in (1, 2))
+    whole = kernels.interpolate(real, fake, seed(device))
+    for first, count in ((3, 8), (5, 2)):
+        part = slice(first, first + count)
+        assert torch.equal(kernels.interpolate(real[part], fake[part], seed(device), first), whole[part])
+        assert torch.equal(uniform(seed(device), count, first), uniform(seed(device), 11)[part])

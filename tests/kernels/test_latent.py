@@ -111,3 +111,16 @@ def test_larger_sizes(kind: str) -> None:
         for dtype in dtypes:
             out = torch.full((total,), 77, dtype=dtype, device="cuda")
             assert judge(torch.tensor(9, device="cuda"), out, kind, 3, (1, 0), 10) is None
+
+
+@on_devices
+@pytest.mark.parametrize("kind", kernels.KINDS)
+def test_a_part_of_a_draw_has_its_bits(device: str, kind: str) -> None:
+    clock, dtype = torch.tensor(5, device=device), torch.int64 if kind == "label" else torch.float32
+    whole = torch.full((1100,), 77, dtype=dtype, device=device)
+    kernels.draw(clock, whole, kind=kind, seed=3, site=(2, 1), levels=5)
+    for first, count in ((1, 9), (514, 3), (516, 500), (7, 513)):
+        memory = torch.full((count + 2,), 77, dtype=dtype, device=device)
+        kernels.draw(clock, memory[1:-1], kind=kind, seed=3, site=(2, 1), levels=5, first=first)
+        assert torch.equal(memory[1:-1], whole[first:][:count])
+        assert memory[0] == memory[-1] == 77

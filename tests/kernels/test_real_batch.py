@@ -216,3 +216,16 @@ def test_larger_sizes(shape: tuple[int, ...]) -> None:
         for noise in (None, torch.tensor(SIGMA, device="cuda")):
             out = room((128, *shape[1:]), dtype, "cuda", image)
             assert judge(images, clock, out, image, {}, seed=9, site=(1, 0), flip=image, noise=noise) is None
+
+
+@on_devices
+@pytest.mark.parametrize("last", [True, False])
+def test_a_part_of_a_batch_has_its_bits(device: str, last: bool) -> None:
+    images, clock = samples((23, 3, 5, 6), torch.uint8, device), torch.tensor(7, device=device)
+    how = {"seed": 2, "site": (2, 1), "flip": True, "noise": torch.tensor(SIGMA, device=device), "channels_last": last}
+    labels, whole = torch.arange(23, device=device), room((9, 3, 5, 6), torch.float32, device, last)
+    its = kernels.real_batch(images, clock, whole, labels=labels, **how)
+    for first, rows in ((0, 4), (4, 5), (8, 1)):
+        out = room((rows, 3, 5, 6), torch.float32, device, last)
+        picked = kernels.real_batch(images, clock, out, labels=labels, part=(9, first), **how)
+        assert torch.equal(out, whole[first:][:rows]) and torch.equal(picked, its[first:][:rows])

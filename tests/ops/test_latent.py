@@ -44,6 +44,16 @@ def test_fewer_are_the_first_of_more(kind: str) -> None:
     assert torch.equal(drawn(kind, clock(), 60)[:9], drawn(kind, clock(), 100)[:9])
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("first", [1, 4, 7])
+def test_a_part_of_a_draw_has_its_bits(kind: str, first: int) -> None:
+    how = {"kind": kind, "seed": 3, "site": (2, 1), "levels": 5}
+    whole = latent(clock(4), shape=(12, 3), **how)
+    assert torch.equal(latent(clock(4), shape=(5, 3), first=first, **how), whole[first:][:5])
+    with pytest.raises(UserError, match="first=-1"):
+        latent(clock(), shape=(5, 3), first=-1, **how)
+
+
 def test_purposes_have_words_of_their_own() -> None:
     """Labels of 2^24 classes and uniform latents of one site are the upper bits of words: of different ones."""
     numbers = labels(clock(), n=4096, classes=2**24, seed=1, site=(1, 0)).double()

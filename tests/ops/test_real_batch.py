@@ -195,6 +195,19 @@ def test_mistakes_are_named(wrong: dict[str, Any], message: str) -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("part", [(0, 3), (3, 3), (5, 1)])
+def test_a_part_of_a_batch_has_its_bits(part: tuple[int, int]) -> None:
+    images, labels = pixels(20, 3, 5, 4), torch.arange(20)
+    how = {"flip": True, "noise": torch.tensor(0.3), "labels": labels}
+    whole, its = batch(images, clock(5), **how)
+    drawn, picked = batch(images, clock(5), **how, part=part)
+    rows = slice(part[0], sum(part))
+    assert torch.equal(drawn, whole[rows]) and torch.equal(picked, its[rows])
+    for wrong in ((4, 3), (-1, 2), (0, 0)):
+        with pytest.raises(UserError, match="of a batch of 6"):
+            batch(images, clock(), part=wrong)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 def test_a_graph_replays_the_batches_of_the_cpu(backend: str) -> None:
