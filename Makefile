@@ -21,6 +21,7 @@ endif
 unexport TRITON_INTERPRET
 PYTEST = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal
 SELECT := not full and
+SLICE := --slice
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -52,10 +53,11 @@ lint: $(READY) ## ruff and mypy
 
 test: lint ## every check that needs no GPU: lint, tests, and the Triton kernels under the interpreter
 	$(PYTEST) -m '$(SELECT) not interpret and not gpu' $(ARGS)
-	TRITON_INTERPRET=1 $(PYTEST) -m '$(SELECT) interpret' $(ARGS)
+	TRITON_INTERPRET=1 $(PYTEST) -m '$(SELECT) interpret' $(SLICE) $(ARGS)
 
 test-all: export FASTGAN_TEST_ALL := 1
 test-all: SELECT :=
+test-all: SLICE :=
 test-all: PYTEST += -o timeout=1500
 test-all: test ## the same with the full counts
 

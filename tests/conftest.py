@@ -37,6 +37,7 @@ def gpu_problem() -> str | None:
 
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    parser.addoption("--slice", action="store_true", help="of a test with many cases run half of them, always the same")
     parser.addoption("--require-gpu", action="store_true", help="end with exit code 2 where no usable GPU is")
     if not pluginmanager.hasplugin("timeout"):
         parser.addini("timeout", "seconds that a test may take: without pytest-timeout nobody watches them")
@@ -70,6 +71,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         keep = [item for item in items if item.get_closest_marker("interpret")]
         config.hook.pytest_deselected(items=[item for item in items if item not in set(keep)])
         items[:] = keep
+    if config.getoption("--slice"):
+        keep = sliced(items)
+        config.hook.pytest_deselected(items=[item for item in items if item not in keep])
+        items[:] = [item for item in items if item in keep]
     reasons = {}
     if not INTERPRET:
         reasons["interpret"] = "runs a Triton kernel on the CPU: needs TRITON_INTERPRET=1 from the start of the process"
@@ -80,6 +85,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for name, reason in reasons.items():
         for item in marked(items, name):
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def sliced(items: Iterable[pytest.Item]) -> set[pytest.Item]:
+    """Half of each test's cases, two at the least: which ones follows from the test's name."""
+    tests: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    return {
+        case
+        for name, cases in tests.items()
+        for case in random.Random(name).sample(cases, min(len(cases), max(2, -(-len(cases) // 2))))
+    }
 
 
 def marked(items: Iterable[pytest.Item], name: str) -> list[pytest.Item]:

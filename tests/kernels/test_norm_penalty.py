@@ -67,8 +67,8 @@ def rows(numbers: Callable[..., Tensor], M: int, N: int, step: str, dtype: torch
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_as_good_as_torch_against_fp64(device: str, numbers: Callable[..., Tensor], data: st.DataObject) -> None:
-    M = data.draw(st.integers(1, 40))
-    N = data.draw(st.integers(1, 40) | st.sampled_from((784, 2049, 5000)))
+    M = data.draw(st.integers(1, 20))
+    N = data.draw(st.integers(1, 40) | st.sampled_from((784, 2049)))
     step, dtype = data.draw(st.sampled_from(("dense", "apart", "one"))), data.draw(st.sampled_from(DTYPES[device]))
     how = (
         data.draw(st.sampled_from((0.0, 1.0, N**0.5))),
