@@ -7,6 +7,7 @@ takes each batch at once (``wall_us`` is the time from one to the next), then as
 from __future__ import annotations
 
 import functools
+import math
 import os
 import tempfile
 import time
@@ -48,6 +49,10 @@ def arguments(parser: ArgumentParser) -> None:
 def tasks(setting: Setting) -> list[Task]:
     """Return one task for each source, batch and size."""
     batches, sizes = _asked(setting, "batch", BATCHES, (4,)), _asked(setting, "size", SIZES, (8,))
+    _asked(setting, "step", STEPS, (1.0,)), _asked(setting, "readers", READERS, (2,))
+    folder = getattr(setting.options, "folder", None)
+    if folder is not None and not Path(folder).is_dir():
+        raise UserError(f"--folder {folder}: there is no such folder")
     return [
         Task(f"{source}, batch {batch} of {size}x{size}", functools.partial(measure, setting, source, batch, size), at)
         for at, (size, batch, source) in enumerate(product(sizes, batches, SOURCES))
@@ -174,7 +179,7 @@ def forget(data: Dataset) -> bool:
 
 def _asked(setting: Setting, name: str, usual: Sequence[Any], smallest: Sequence[Any]) -> Sequence[Any]:
     asked = getattr(setting.options, name, None) or (smallest if setting.smoke else usual)
-    if any(value <= 0 for value in asked):
+    if not all(0 < value < math.inf for value in asked):
         raise UserError(f"--{name} takes numbers above 0")
     return asked
 

@@ -60,16 +60,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _complain(text: str, code: int, alone: bool = False) -> int:
     """Say what is wrong; of several processes one speaks for all that would say the same, unless each is ``alone``."""
-    if alone or "WORLD_SIZE" not in os.environ or _speaks(text):
-        print(f"fastgan: {' '.join(text.splitlines())}", file=sys.stderr)
+    if alone or "WORLD_SIZE" not in os.environ:
+        _tell(text)
+    else:
+        from fastgan.train.joining import say_once
+
+        say_once(text, _tell)
     return code
 
 
-def _speaks(text: str) -> bool:
-    """Whether no other of several processes has said so already."""
-    from fastgan.train.joining import speaks
-
-    return speaks(text)
+def _tell(text: str) -> None:
+    print(f"fastgan: {' '.join(text.splitlines())}", file=sys.stderr, flush=True)
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -51,6 +51,17 @@ def folder(option: str, text: str | None) -> Path | None:
     return Path(text).expanduser()
 
 
+def home(run: Path) -> Path:
+    """Where what is made of ``run`` goes by itself: beside a file, else into the run's folder.
+
+    So it does where ``run`` is a checkpoint within, whose own files it would replace, and with which it would go.
+    """
+    if run.is_file():
+        return run.parent
+    within = [folder.parent for folder in (run, *run.parents) if folder.name == "checkpoints"]
+    return within[0] if within and not (run / "config.yaml").is_file() else run
+
+
 def _message(box: str) -> str:
     """The first paragraph of tyro's framed error, and the option that it thinks was meant, in one line."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", box)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from fastgan.cli.arguments import Text, Whole, folder, parse, shown
+from fastgan.cli.arguments import Text, Whole, folder, home, parse, shown
 from fastgan.cli.output import say
 from fastgan.errors import UserError, unknown
 from fastgan.presets.values import coerce
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
     run, out = folder("RUN", wishes.run) or Path(), folder("--out", wishes.out)
     of_folder = out is None or out.is_dir() or (wishes.out or "").endswith(("/", "\\"))
     format = _format(wishes.format, None if of_folder else out)
-    place = out or (run.parent if run.is_file() else run)
+    place = out or home(run)
     path = place / f"generator{SUFFIXES[format]}" if of_folder else place
     opset: int | None = None if wishes.opset is None else coerce("--opset", wishes.opset, int)
     if opset is not None and not 1 <= opset <= 99:

@@ -13,7 +13,7 @@ import torch
 import tyro
 from torch import Tensor
 
-from fastgan.cli.arguments import Flag, Text, Whole, folder, parse, shown
+from fastgan.cli.arguments import Flag, Text, Whole, folder, home, parse, shown
 from fastgan.cli.output import say
 from fastgan.errors import UserError
 from fastgan.presets.values import coerce
@@ -59,10 +59,7 @@ def main(arguments: Sequence[str]) -> int:
     seed = secrets.randbelow(2**31) if wishes.seed is None else _between("--seed", wishes.seed, 0, 2**32 - 1)
     run = folder("RUN", wishes.run) or Path()
     named = folder("--out", wishes.out)
-    out = (
-        named
-        or (run.parent if run.is_file() else run) / f"{'interpolation' if wishes.interpolate else 'sample'}-{seed}.png"
-    )
+    out = named or home(run) / f"{'interpolation' if wishes.interpolate else 'sample'}-{seed}.png"
     write = _writer(out, of_folder=(wishes.out or "").endswith(("/", "\\")))
     generator = load_generator(run, wishes.device, wishes.which)
     layout, cut = _layout(wishes, generator), _truncation(wishes.truncation)
@@ -121,10 +118,17 @@ def _writer(out: Path, of_folder: bool) -> Writer:
     if of_folder or out.is_dir() or not out.suffix:
         return _write_folder
     if out.suffix.lower() == ".png":
-        return lambda samples, labels, out, columns: pictures.save_samples(samples, out, columns=columns)
+        return _write_picture
     if out.suffix.lower() == ".npz":
         return _write_array
     raise UserError(f"--out {out}: samples are written as .png, .npz or into a folder (FOLDER/)")
+
+
+def _write_picture(samples: Tensor, labels: Tensor | None, out: Path, columns: int | None) -> None:
+    if not pictures.drawable(samples.shape[1:]):
+        shape = tuple(samples.shape[1:])
+        raise UserError(f"samples of shape {shape} are no pictures: give a file of numbers, such as --out samples.npz")
+    pictures.save_samples(samples, out, columns=columns)
 
 
 def _write_folder(samples: Tensor, labels: Tensor | None, out: Path, columns: int | None) -> None:

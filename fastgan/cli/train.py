@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -66,6 +67,8 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     keys = _keys(wishes)
     if train_ensemble.meant(wishes):
+        if not joining.alone():
+            raise UserError("an ensemble trains in one process: start it without torchrun")
         return train_ensemble.train(wishes, keys, _config(wishes, keys) if wishes.target else None)
     team = joining.join(_device(wishes, keys))
     path = team.path(partial(_to_resume, wishes, keys)) if wishes.resume else None
@@ -92,9 +95,11 @@ def _started(wishes: Arguments, keys: dict[str, Any]) -> Trainer:
 
 
 def _device(wishes: Arguments, keys: dict[str, Any]) -> str:
-    """The device that is asked for, before there is a configuration: a run that is resumed has a stored one."""
+    """The device that is asked for, before there is a Trainer: a run that is resumed has a stored one."""
     if "device" in keys:
         return str(keys["device"])
+    if wishes.resume and (path := _to_resume(wishes, keys)):
+        return run.stored(path).device
     return _config(wishes, keys).device if wishes.target else "auto"
 
 
@@ -120,7 +125,7 @@ def _resumed(wishes: Arguments, keys: dict[str, Any], path: Path | None, team: T
     new = from_dict(nested(keys), old)
     changes = run.agree(old, new, wishes.force)
     stored = run.latest_checkpoint(path)
-    team.agree("newest checkpoint", str(stored.values["sha256"]) if stored else "none")
+    team.agree("newest checkpoint", json.dumps(stored.values, sort_keys=True) if stored else "none")
     trainer = Trainer(new)
     trainer.out = path
     if stored:
@@ -130,7 +135,7 @@ def _resumed(wishes: Arguments, keys: dict[str, Any], path: Path | None, team: T
     if trainer.slowed != 1:
         say(trainer, f"learning rates are at {trainer.slowed:g} of the configuration's, after rollbacks")
     if stored and state.world(stored) != team.size:
-        say(trainer, f"{state.world(stored)} processes trained it, now {team.size}: dropout draws other numbers")
+        say(trainer, f"number of processes: {state.world(stored)} -> {team.size}: dropout draws other numbers")
     at = f"resuming {path} at step {trainer.step}" if stored else f"{path} has no checkpoint yet: starting at step 0"
     say(trainer, at)
     team.lead(partial(run.write_config, path, new))

@@ -115,6 +115,8 @@ def _varied(assignments: Sequence[str]) -> dict[str, list[Any]]:
             raise UserError(
                 f"--vary {assignment}: write it as key=value,value,... such as --vary generator_optimizer.lr=1e-4,2e-4"
             )
+        if key.strip() in vary:
+            raise UserError(f"--vary {key.strip()} is given twice: give all its values at once, as key=value,value,...")
         vary[key.strip()] = parse(f"[{values}]")
     return vary
 

@@ -12,6 +12,7 @@ from fastgan.data.packing import Item, Skipped
 from fastgan.data.pixels import check_size, endings
 from fastgan.errors import UserError
 
+READABLE = 0o444  # a file that was skipped because it could not be read is tried again once it can be
 _LITTER = ("__MACOSX", "Thumbs.db", "desktop.ini")
 
 
@@ -45,7 +46,7 @@ class _Tree:
     """What is found below a folder. Links are followed, but into each folder once, so that loops end."""
 
     def __init__(self) -> None:
-        self.files: list[tuple[str, int, int]] = []  # relative path, size, time of change
+        self.files: list[tuple[str, int, int, int]] = []  # relative path, size, time of change, who may read it
         self.skipped: list[Skipped] = []
         self.others = 0
         self._seen: set[tuple[int, int]] = set()
@@ -87,7 +88,7 @@ class _Tree:
             self.skipped.append(Skipped(name, error.strerror or type(error).__name__))
             return
         if entry.is_file():
-            self.files.append((name, status.st_size, status.st_mtime_ns))
+            self.files.append((name, status.st_size, status.st_mtime_ns, status.st_mode & READABLE))
         else:
             self.skipped.append(Skipped(name, "no regular file"))
 

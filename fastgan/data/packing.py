@@ -161,8 +161,8 @@ class _Writer:
         free = shutil.disk_usage(os.path.dirname(self.file.name)).free
         if needed > free:
             raise UserError(
-                f"{self.name}: {self.count:,} pictures of {self.size[1]}x{self.size[0]} take {needed / 1e9:,.1f} GB in"
-                f" the cache and {free / 1e9:,.1f} GB are free there: set FASTGAN_CACHE, or a smaller image_size"
+                f"{self.name}: {self.count:,} pictures of {self.size[1]}x{self.size[0]} take {needed / 1e6:,.1f} MB in"
+                f" the cache and {free / 1e6:,.1f} MB are free there: set FASTGAN_CACHE, or a smaller image_size"
             )
 
     def finish(self, kept: int) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import IO
 
 from fastgan.data.dataset import Dataset
+from fastgan.data.folder import READABLE
 from fastgan.data.intake import MOST_CLASSES
 from fastgan.data.pack import Found, Listing, digest, load_packed
 from fastgan.data.packing import Item, Skipped
@@ -42,7 +43,7 @@ def load(name: str, path: str | None, *, split: str, allow_download: bool, image
             status = os.stat(shard)
         except OSError as error:
             raise UserError(f"{shard} cannot be read ({error.strerror}): check the path") from error
-        state.append((shard, status.st_size, status.st_mtime_ns))
+        state.append((shard, status.st_size, status.st_mtime_ns, status.st_mode & READABLE))
     return load_packed(name, os.path.abspath(pattern), Found(digest(state), lambda: _listed(shards)), image_size)
 
 

@@ -180,12 +180,7 @@ class Team:
         """Context in which a folder, made if need be, is this run's. Raises UserError where it is another's."""
         with contextlib.ExitStack() as stack:
             if folder is not None:
-
-                def hold() -> None:
-                    folder.mkdir(parents=True, exist_ok=True)
-                    stack.enter_context(held(folder))
-
-                self.lead(hold)
+                self.lead(lambda: stack.enter_context(held(folder)))
             yield
 
     def others(self, own: Mapping[str, Tensor]) -> dict[str, Tensor]:

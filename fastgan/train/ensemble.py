@@ -192,14 +192,16 @@ class Ensemble:
             raise UserError(f"{self.out} is an ensemble of {len(stored.plan.seeds)}, not of {len(self)}")
         if (stored.plan.seeds, dict(stored.plan.vary)) != (self.plan.seeds, dict(self.plan.vary)):
             raise UserError(f"{self.out} is an ensemble of other seeds or values: resume it with its own")
+        ensemble_folder.check_members(self.out, len(self))
         with ExitStack() as locks:
             self._hold(locks)
-            step = ensemble_folder.common_step(self.out, len(self), stored.gone)
+            common = ensemble_folder.common_step(self.out, len(self), stored.gone)
+            step = -1 if common is None else common
             gone = {at: when for at, when in stored.gone.items() if when <= step}
-            left = [at for at in range(len(self)) if at not in gone] if step else []
+            left = [at for at in range(len(self)) if at not in gone and common is not None]
             found = {at: checkpoint.load(ensemble_folder.at_step(self.out, at, step)) for at in left}
             ensemble_folder.drop_beyond(self.out, len(self), step, stored.saved, force)
-            self._saved, self.gone = step, gone
+            self._saved, self.gone = max(step, 0), gone
             for at, trainer in enumerate(self.members):
                 if at in gone:
                     _end(trainer, step, gone[at])
@@ -207,7 +209,7 @@ class Ensemble:
                     trainer.resume(found[at])
         self._note()
         self._run = self._runner()  # graphs would go on with the memory of a state that is gone
-        return step
+        return self._saved
 
     def _hold(self, locks: ExitStack) -> None:
         """Be the only process that trains here, and in each member's folder."""

@@ -130,15 +130,21 @@ def _whole(value: Any) -> int:
     return value
 
 
-def common_step(path: Path, members: int, gone: Mapping[int, int]) -> int:
-    """The newest step of which every member has a checkpoint that was not gone by then; 0 where there are none.
+def check_members(path: Path, members: int) -> None:
+    """Raise UserError where a member's folder has gone; it is not made anew: who puts it back finds its place free."""
+    if not any(steps(path, at) for at in range(members)):
+        return  # the process may have ended before it was made
+    for at in range(members):
+        if not (member(path, at) / run.CONFIG).is_file():
+            raise UserError(f"{member(path, at)} is not there any more: put it back, or resume the others one by one")
+
+
+def common_step(path: Path, members: int, gone: Mapping[int, int]) -> int | None:
+    """The newest step of which every member has a checkpoint that was not gone by then; None where there are none.
 
     Raises UserError where there are checkpoints, but no such step.
     """
     written = [steps(path, at) for at in range(members)]
-    for at in range(members):
-        if any(written) and not (member(path, at) / run.CONFIG).is_file():
-            raise UserError(f"{member(path, at)} is not there any more: put it back, or resume the others one by one")
     every = sorted({step for own in written for step in own}, reverse=True)
     for step in every:
         left = [own for at, own in enumerate(written) if gone.get(at, step + 1) > step]
@@ -150,7 +156,7 @@ def common_step(path: Path, members: int, gone: Mapping[int, int]) -> int:
             " fastgan train --resume --out"
             f" {member(path, 0)}"
         )
-    return 0
+    return None
 
 
 def _first_was_being_written(written: Sequence[Sequence[int]]) -> bool:
@@ -160,12 +166,17 @@ def _first_was_being_written(written: Sequence[Sequence[int]]) -> bool:
 
 def steps(path: Path, at: int) -> list[int]:
     """The steps of which a member has a checkpoint, oldest first."""
-    found = checkpoint.whole(member(path, at) / "checkpoints")
-    return [int(folder.name.removeprefix("step-")) for folder in found]
+    return [_step(folder) for folder in checkpoint.whole(member(path, at) / "checkpoints")]
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
 
 
 def drop_beyond(path: Path, members: int, step: int, saved: int, force: bool) -> None:
     """Remove checkpoints of later steps, which will be written again: without ``force`` none beyond ``saved``.
+
+    The best one beyond ``saved`` goes too: it is of a course that is left.
 
     Raises UserError for a member that has such, and has been trained on alone.
     """
@@ -179,3 +190,7 @@ def drop_beyond(path: Path, members: int, step: int, saved: int, force: bool) ->
     for at, own in beyond.items():
         for later in own:
             shutil.rmtree(at_step(path, at, later))
+        best = checkpoint.whole(member(path, at) / "checkpoints" / checkpoint.BEST) if own and own[-1] > saved else []
+        for folder in best:
+            if _step(folder) > saved:
+                shutil.rmtree(folder)

@@ -46,7 +46,8 @@ class Plan:
         nothing is given but what varies.
         """
         members = None if members is None else coerce("members", members, int)
-        seeds = None if seeds is None else coerce("seeds", seeds, Sequence[int])
+        if seeds is not None:
+            seeds = coerce("seeds", list(seeds) if isinstance(seeds, range) else seeds, Sequence[int])
         if vary is not None and not isinstance(vary, Mapping):
             raise UserError(f"vary takes a value for each member, such as {EXAMPLE}, not {reprlib.repr(vary)}")
         listed = {key: _listed(key, values) for key, values in (vary or {}).items()}

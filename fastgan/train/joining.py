@@ -13,7 +13,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -99,24 +99,27 @@ def leave() -> None:
 def alone() -> bool:
     """Whether nothing says that other processes take part."""
     joined = dist.is_available() and dist.is_initialized()
-    return dist.get_world_size() == 1 if joined else os.environ.get("WORLD_SIZE", "1") == "1"
+    return dist.get_world_size() == 1 if joined else os.environ.get("WORLD_SIZE", "") in ("", "1")
 
 
-def speaks(text: str) -> bool:
-    """Whether this process is the one to say ``text``, which others may have to say as well: the first that asks."""
-    if alone():
-        return True
-    if _store is None:
-        return _apart or os.environ.get("RANK", "0") in ("0", "")
+def say_once(text: str, say: Callable[[str], None]) -> None:
+    """Say what other processes may have to say as well, unless one has; who cannot ask the others says it."""
+    if alone() or _apart or not dist.is_available():
+        return say(text)
     key = f"fastgan/said/{hashlib.sha256(text.encode()).hexdigest()}"
+    waits = timedelta(seconds=ASKED)
     try:
-        first = _store.add(key, 1) == 1
-        until = time.monotonic() + ASKED
-        while dist.get_rank() == 0 and _store.add(key, 0) < dist.get_world_size() and time.monotonic() < until:
+        rank, size = _described()
+        store = _store or _found(waits)  # it may be wrong already what they were to do together
+        first = store.add(key, 1) == 1
+    except (RuntimeError, ValueError, OSError):  # nobody keeps count
+        return say(text)
+    if first:  # at once: the launcher ends all with the first that ends
+        say(text)
+    until = time.monotonic() + waits.total_seconds()
+    with contextlib.suppress(RuntimeError):
+        while rank == 0 and store.add(key, 0) < size and time.monotonic() < until:
             time.sleep(0.01)  # what it may hold for the others ends with it
-    except RuntimeError:  # nobody keeps count any more
-        return True
-    return first
 
 
 def _timeout() -> timedelta:
@@ -158,7 +161,7 @@ def _meet(device: str, rank: int, size: int) -> None:
     backend = "cpu:gloo,cuda:nccl" if nccl else "gloo"
     global _store
     try:
-        _store, _, _ = next(iter(dist.rendezvous("env://", timeout=waits)))  # type: ignore[attr-defined]
+        _store = _found(waits)
         within = dist.PrefixStore("fastgan", _store)  # type: ignore[attr-defined]
         dist.init_process_group(backend, store=within, rank=rank, world_size=size, timeout=waits)
     except (RuntimeError, ValueError, OSError) as error:
@@ -168,6 +171,11 @@ def _meet(device: str, rank: int, size: int) -> None:
             f"rank {rank} did not meet the {size} processes at {where} within {waits.total_seconds():g} s: start all of"
             f" them with one address and WORLD_SIZE; {TIMEOUT} sets the seconds ({reason})"
         ) from error
+
+
+def _found(waits: timedelta) -> Any:
+    """The store that the environment says, which keeps what processes tell each other before they are a team."""
+    return next(iter(dist.rendezvous("env://", timeout=waits)))[0]  # type: ignore[attr-defined]
 
 
 def _talking(size: int) -> Any:

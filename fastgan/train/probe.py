@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fastgan.errors import UserError
+from fastgan.errors import LostPeersError, UserError
 from fastgan.ops.peers import together
 from fastgan.train.step import Step
 
@@ -40,7 +40,7 @@ def fit_together(step: Step, z: Tensor, sample_shape: tuple[int, ...]) -> None:
 def _ask(side: str, network: Callable[[Tensor], Tensor], given: Tensor) -> Tensor:
     try:
         return network(given)
-    except UserError:
+    except (UserError, LostPeersError):
         raise
     except (RuntimeError, ValueError, TypeError, IndexError) as error:  # what PyTorch raises on shapes and batches
         reason = str(error).partition("\n")[0] or type(error).__name__

@@ -131,7 +131,8 @@ def opened(path: Path) -> tuple[Config, checkpoint.Checkpoint | None]:
 
     ``RUN/checkpoints/best`` is the best one that ``keep_best`` keeps, ``RUN/checkpoints/step-00001000`` that of a step.
     """
-    runs = [folder.parent for folder in (path, *path.parents) if folder.name == "checkpoints"]
+    here = path.absolute()
+    runs = [folder.parent for folder in (here, *here.parents) if folder.name == "checkpoints"]
     if (path / CONFIG).is_file() or not path.is_dir() or not runs or not (runs[0] / CONFIG).is_file():
         return stored(path), latest_checkpoint(path)
     inside = [path] if (path / checkpoint.MANIFEST).is_file() else checkpoint.whole(path)

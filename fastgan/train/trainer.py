@@ -102,7 +102,7 @@ class Trainer:
         self._draws = draws(self.data, config, dials, self.device, bf16, part)
         self._meter = Meter(dials, value.name == "wasserstein", config.on_nan == "skip", together)
         self._alarms = Alarms(value)
-        self._board = Board() if config.tensorboard and team.first else None
+        self._board = team.lead(Board) if config.tensorboard else None
         advice = Advice(self._draws.feeder, lambda: self._alarms.aloud)
         readers = [self._alarms.see, advice.see, *([self._board.row] if self._board else [])]
         self._journal = Journal(self._meter, self._guard, readers)
@@ -166,8 +166,8 @@ class Trainer:
     def fit(self, steps: int | None = None, *, progress: bool = True) -> Trainer:
         """Train until ``steps`` (default: the configuration's) steps are done in total, then write the final pictures.
 
-        ``progress`` shows a bar, and alarms as they begin and end. Ctrl-C or SIGTERM saves and returns with
-        ``exit_code`` 130 or 143 (main thread only). Raises NonFiniteError where a loss is no finite number and the
+        ``progress`` shows a bar, and alarms as they begin and end. Ctrl-C, SIGTERM or SIGUSR1 saves and returns with
+        ``exit_code`` 130, 143 or 138 (main thread only). Raises NonFiniteError where a loss is no finite number and the
         configuration's ``on_nan`` does not help, after writing the metrics and before any further checkpoint, and
         UserError where ``out`` holds the checkpoints of another run or another process trains in it.
         """
@@ -247,8 +247,8 @@ class Trainer:
             self._alarms.rewind([], -1)
         if out:
             self.team.lead(partial(run.tidy, out, self.config.keep_checkpoints))
-        if folder and self._best and self.team.first:
-            self._best.begin(folder, self.step)
+        if folder and self._best:
+            self.team.lead(partial(self._best.begin, folder, self.step))
         if out and self._board:
             self._board.begin(out, self.step)
         if self.config.on_nan == "rollback" and not (folder and checkpoint.whole(folder)):

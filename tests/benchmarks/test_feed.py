@@ -27,6 +27,10 @@ def test_every_source_and_size_is_planned_once() -> None:
     ]
     with pytest.raises(UserError, match="--batch takes numbers above 0"):
         feed.tasks(setting(batch=[0]))
+    with pytest.raises(UserError, match="--step takes numbers above 0"):
+        feed.tasks(setting(step=[float("nan")]))
+    with pytest.raises(UserError, match="no such folder"):
+        feed.tasks(setting(folder="/none of that name"))
     with pytest.raises(UserError, match="more than 512 MiB"):
         list(feed.measure(replace(setting(), smoke=False), "memory", 10**6, 64))
 

@@ -86,6 +86,18 @@ def test_mistakes_leave_nothing(run, tmp_path, capsys, arguments, word):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_checkpoint_stays_as_it_is(run, monkeypatch):
+    """What is made of it goes into the run's folder, not over its own files."""
+    step = run / "checkpoints" / "step-00000002"
+    former = {path.name: path.read_bytes() for path in step.iterdir()}
+    (run / "generator.safetensors").unlink(missing_ok=True)
+    assert export(step) == 0 and (run / "generator.safetensors").is_file()
+    assert {path.name: path.read_bytes() for path in step.iterdir()} == former
+    (run / "generator.safetensors").unlink()
+    monkeypatch.chdir(run)
+    assert export("checkpoints/step-00000002") == 0 and (run / "generator.safetensors").is_file()
+
+
 def test_a_folder_that_is_no_run(tmp_path, capsys):
     assert export(tmp_path) == 2
     assert "not a run" in capsys.readouterr().err

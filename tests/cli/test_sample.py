@@ -132,6 +132,13 @@ def test_without_a_seed_one_is_drawn_and_printed(run, capsys):
     assert all((run / f"sample-{seed}.png").exists() for seed in seeds)
 
 
+def test_of_a_checkpoint_goes_into_the_run(run):
+    step = run / "checkpoints" / "step-00000002"
+    former = sorted(path.name for path in step.iterdir())
+    assert sample(step, "--n", 4, "--seed", 9) == 0
+    assert (run / "sample-9.png").is_file() and sorted(path.name for path in step.iterdir()) == former
+
+
 @pytest.mark.parametrize(
     "arguments, word",
     [

@@ -1,6 +1,8 @@
 """``--resume`` with another configuration: what may change, what needs ``--force``, and what no force can make fit."""
 
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -82,6 +84,12 @@ def changed(fastgan, tmp_path_factory, tmp_path):
 
 def files(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_page_on_runs_lists_the_allowed_keys():
+    page = (Path(__file__).resolve().parents[2] / "docs/runs.md").read_text(encoding="utf-8")
+    listed = page.partition("## What may change when a run goes on")[2].partition("Another key")[0]
+    assert sorted(re.findall("`(.+?)`", listed)) == sorted(MAY_CHANGE_ON_RESUME)
 
 
 def test_the_allowed_keys(changed, tmp_path):

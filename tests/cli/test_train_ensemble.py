@@ -89,6 +89,7 @@ def test_an_ensemble_and_its_members(fastgan: Any, tmp_path: Path, monkeypatch: 
         (("ring8", "--vary", "noise"), "key=value,value"),
         (("ring8", "--vary", "noise="), "key=value,value"),
         (("ring8", "--vary", "noise=[1"), "is not a value"),
+        (("ring8", "--vary", "noise=1", "--vary", "noise=2,3"), "--vary noise is given twice"),
         (("ring8", "--vary", "noise=1,x"), "noise takes a number"),
         (("ring8", "--vary", "z_dim=1,2"), "not in z_dim"),
         (("ring8", "--ensemble", "2", "--vary", "noise=1,2,3"), "members 2, vary noise 3"),

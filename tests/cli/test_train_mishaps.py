@@ -57,3 +57,23 @@ def test_a_run_that_another_process_trains_is_left_alone(fastgan, tmp_path, monk
         refused(fastgan("train", "--resume", "--out", "r", "--steps", "8"), "process 12 on elsewhere", "another --out")
     assert {path: path.read_bytes() for path in (tmp_path / "r").rglob("*") if path.is_file()} == before
     assert fastgan("train", "--resume", "--out", "r", "--steps", "8")[0] == 0  # what a killed one leaves locks nothing
+
+
+def test_an_ensemble_is_refused_where_several_processes_are_started(fastgan, tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    refused(fastgan("train", "ring8", *TINY, "--ensemble", "2", "--out", "e"), "one process", "torchrun")
+    refused(fastgan("train", "ring8", *TINY, "--ensemble", "2", "--out", "e", "--resume"), "one process", "torchrun")
+    assert not (tmp_path / "e").exists()
+
+
+def test_a_run_is_resumed_on_the_device_that_it_was_made_for(fastgan, monkeypatch):
+    """Whether all processes have a GPU is asked of those that are to train on one."""
+    from fastgan.train import joining
+
+    fastgan("train", "gan-digits", *TINY, "--out", "r")
+    asked, join = [], joining.join
+    monkeypatch.setattr(joining, "join", lambda device: asked.append(device) or join("cpu"))
+    assert fastgan("train", "--resume", "--out", "r", "--steps", "7")[0] == 0
+    assert fastgan("train", "gan-digits", "--resume", "--out", "r", "--steps", "8")[0] == 0
+    assert asked == ["cpu", "cpu"]

@@ -5,6 +5,7 @@ import os
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from unittest import mock
 
 import torch
 from torch import nn
@@ -132,6 +133,17 @@ def mishaps(rank, size, folder):
         (folder / "file").touch()
         Trainer("ring8", **MLP, out=folder / "file" / "run").fit(3, progress=False)
 
+    def spoilt_best():
+        keys = {**MLP, "checkpoint_every": 3, "keep_best": "loss_g"}
+        run = Trainer("ring8", **keys, out=folder / "best").fit(3, progress=False)
+        if rank == 0:
+            (folder / "best/checkpoints/best/step-00000003/manifest.json").write_text("{")
+        run.fit(6, progress=False)
+
+    def missing_board():
+        with mock.patch.dict(sys.modules, {"tensorboard": None}):
+            Trainer("ring8", **MLP, tensorboard=True)
+
     class Strange(nn.BatchNorm1d):
         pass
 
@@ -143,6 +155,8 @@ def mishaps(rank, size, folder):
         "norm": said(lambda: Trainer("ring8", discriminator=nn.Sequential(nn.Linear(2, 1), Strange(1)), **MLP)),
         "nan": said(poisoned),
         "folder": said(unwritable),
+        "best": said(spoilt_best),
+        "board": said(missing_board),
     }
     (folder / f"mishaps.{rank}.json").write_text(json.dumps(found))
 

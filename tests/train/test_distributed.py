@@ -173,6 +173,8 @@ MISHAPS = {
     "norm": ("UserError", "1 is a Strange, which several processes cannot train together"),
     "nan": ("NonFiniteError", "not finite at step 6"),
     "folder": ("", "file"),
+    "best": ("UserError", "best/step-00000003 is damaged: manifest.json is not JSON"),
+    "board": ("UserError", "tensorboard=true needs the package 'tensorboard'"),
 }
 
 

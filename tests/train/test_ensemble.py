@@ -205,9 +205,25 @@ def test_resumes_from_the_newest_step_that_all_have(tmp_path: Path, monkeypatch:
                 assert [int(row["step"]) for row in csv.DictReader(file)] == [5, 10, 15, 20]
 
 
+def test_goes_on_from_its_very_beginning(tmp_path: Path) -> None:
+    """Where it was stopped before the first step, and where not all members' checkpoints of that were written."""
+    keys = SMALL | {"checkpoint_every": 5}
+    whole = Ensemble("ring8", members=2, **keys).fit(5, progress=False)
+    for left in (2, 1):
+        out = tmp_path / str(left)
+        Ensemble("ring8", members=2, out=out, **keys).fit(0, progress=False)
+        for at in range(left, 2):
+            shutil.rmtree(ensemble_folder.at_step(out, at, 0))
+        again = Ensemble("ring8", members=2, out=out, **keys)
+        assert again.resume() == 0
+        again.fit(5, progress=False)
+        for one, other in zip(whole.members, again.members, strict=True):
+            assert same(bits(one), bits(other))
+
+
 def test_a_member_is_a_run_of_its_own(tmp_path: Path) -> None:
     """Sampled, loaded and continued alone; the ensemble then goes back only when told to."""
-    keys = SMALL | {"checkpoint_every": 10}
+    keys = SMALL | {"checkpoint_every": 10, "keep_best": "loss_g"}
     ensemble = Ensemble("ring8", members=2, out=tmp_path / "all", **keys).fit(progress=False)
     path = tmp_path / "all/member-01"
     z = torch.randn(4, 2)
@@ -223,12 +239,15 @@ def test_a_member_is_a_run_of_its_own(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"member-01 has been trained on alone to step 30.*--force"):
         again.resume()
     assert ensemble_folder.steps(tmp_path / "all", 1) == [10, 20, 30]
-    assert again.resume(force=True) == 20
+    best = path / "checkpoints" / checkpoint.BEST
+    checkpoint.whole(best)[0].rename(best / "step-00000030")  # as if that one had been the best
+    assert again.resume(force=True) == 20 and not checkpoint.whole(best)
 
 
 def test_from_python() -> None:
     ensemble = Ensemble(replace(preset("gan-digits"), seed=7), members=2, **SMALL)
     assert len(ensemble) == 2 and ensemble.plan.seeds == (7, 8) and len(Ensemble("ring8", **SMALL)) == 10
+    assert Plan.of(preset("ring8"), seeds=range(3, 5)).seeds == (3, 4)
     assert ensemble.fit(5, progress=False).sample(3).shape == (2, 3, 1, 8, 8)
     assert torch.equal(ensemble.sample(3, seed=1), ensemble.sample(3, seed=1))
     generator = ensemble.member(-1)
@@ -284,7 +303,7 @@ def test_mistakes(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "all/member-01")
     with pytest.raises(UserError, match="member-01 is not there"):
         Ensemble("ring8", members=2, out=tmp_path / "all", **SMALL).resume()
-    assert ensemble_folder.steps(tmp_path / "all", 0) == [1]
+    assert ensemble_folder.steps(tmp_path / "all", 0) == [1] and not (tmp_path / "all/member-01").exists()
     ensemble.members[0].fit(2, progress=False)
     with pytest.raises(UserError, match="trained on alone"):
         ensemble.fit(progress=False)

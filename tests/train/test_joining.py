@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fastgan.errors import UserError
-from fastgan.train import joining
+from fastgan.errors import LostPeersError, UserError
+from fastgan.train import joining, probe
 from fastgan.train.distributed import Team
 
 WHOLE = {"RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
@@ -27,13 +27,22 @@ def environment(monkeypatch):
     return be
 
 
-@pytest.mark.parametrize("settings", [{}, {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}, {"LOCAL_RANK": "2"}])
+def told(text):
+    """Whether this process says it."""
+    lines = []
+    joining.say_once(text, lines.append)
+    return lines == [text]
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"WORLD_SIZE": ""}, {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}, {"LOCAL_RANK": "2"}]
+)
 def test_nobody_else_is_a_team_of_one(environment, settings):
     environment(**settings)
     team = joining.join("cpu")
     assert (team.rank, team.size, team.many, team.first, team.device.type) == (0, 1, False, True, "cpu")
     assert team.peers(0) is None and team.own_seed(7) == 7 and team.part(5) == (0, 5)
-    assert team.lead(lambda: 3) == 3 and team.told("x") == "x" and team.most(2) == 2
+    assert joining.alone() and team.lead(lambda: 3) == 3 and team.told("x") == "x" and team.most(2) == 2
 
 
 def test_a_whole_description_is_taken(environment):
@@ -58,7 +67,7 @@ def test_half_a_description_is_refused_in_a_line(environment, changed, text):
     with pytest.raises(UserError, match=text) as error:
         joining.join("cpu")
     assert "\n" not in str(error.value) and "torchrun" in str(error.value)
-    assert joining.speaks(str(error.value))  # whoever has it: the others may be well
+    assert told(str(error.value))  # whoever has it: the others may be well
 
 
 @pytest.mark.parametrize("seconds", ["soon", "0", "-1", "inf", "nan"])
@@ -76,6 +85,30 @@ def test_others_that_do_not_come_are_said_in_a_line(environment):
     with pytest.raises(UserError, match=f"rank 0 did not meet the 2 processes at 127.0.0.1:{port} within 1 s") as error:
         joining.join("cpu")
     assert "\n" not in str(error.value) and not torch.distributed.is_initialized()
+
+
+def test_a_process_that_cannot_ask_the_others_says_it_itself(environment, monkeypatch):
+    environment(**{**WHOLE, "MASTER_ADDR": ""})
+    assert told("as it was before anybody met")
+    environment(**WHOLE)
+    monkeypatch.setattr(joining, "_apart", True)
+    monkeypatch.setattr(joining, "_store", torch.distributed.HashStore())
+    assert told("they met, and then did not become a team")
+
+
+def test_the_first_that_asks_says_it(environment, monkeypatch):
+    environment(**WHOLE)
+    monkeypatch.setattr(joining, "_apart", False)
+    monkeypatch.setattr(joining, "_store", torch.distributed.HashStore())
+    assert [told("a"), told("a"), told("b")] == [True, False, True]
+
+
+def test_a_process_that_is_gone_is_no_misfit_of_networks():
+    def network(z):
+        raise LostPeersError("connection closed")
+
+    with pytest.raises(LostPeersError):
+        probe._ask("generator", network, torch.zeros(2, 3))
 
 
 def test_each_process_takes_its_own_gpu(environment, monkeypatch):

@@ -130,3 +130,12 @@ def test_a_configuration_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="No space left on device"):
         run.create(Config(), tmp_path / "r")
     assert list((tmp_path / "r").iterdir()) == []
+
+
+def test_a_checkpoint_is_found_from_within_its_run(tmp_path, monkeypatch):
+    run.write_config(tmp_path / "r", Config())
+    checkpoint.save(tmp_path / "r/checkpoints", Checkpoint({name: {} for name in checkpoint.FILES}, {"step": 3}), 1)
+    for folder, path in ((".", "r/checkpoints/step-00000003"), ("r/checkpoints", "step-00000003"), ("r", ".")):
+        monkeypatch.chdir(tmp_path / folder)
+        config, stored = run.opened(Path(path))
+        assert config == Config() and stored.step == 3

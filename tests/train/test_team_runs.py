@@ -130,10 +130,12 @@ def test_signal_to_one_process_saves_and_ends_all(tmp_path, start, undisturbed, 
     assert outcome(tmp_path) == undisturbed
 
 
-def test_what_all_would_say_is_said_once(tmp_path, start):
-    assert ended(start(tmp_path, *SETTINGS, "--batch-size", "15")) == [2, 2]
+@pytest.mark.parametrize("wrong, said", [(("--batch-size", "15"), "batch_size 15"), (("--ensemble", "2"), "ensemble")])
+def test_what_all_would_say_is_said_once(tmp_path, start, wrong, said):
+    """Before they have met, too."""
+    assert ended(start(tmp_path, *SETTINGS, *wrong)) == [2, 2]
     lines = [line for line in logs(tmp_path).splitlines() if line.startswith("fastgan:")]
-    assert len(lines) == 1 and "batch_size 15" in lines[0] and not (tmp_path / "run").exists()
+    assert len(lines) == 1 and said in lines[0] and not (tmp_path / "run").exists()
 
 
 def torchrun(folder, *arguments):
