@@ -32,6 +32,12 @@ class Gradients:
     def _parameters(self) -> list[Tensor]:
         return [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
 
+    def clear(self) -> None:
+        """Let go of gradients that were used: what comes next finds their memory free, and warm."""
+        if not self._views:
+            for parameter in self._parameters():
+                parameter.grad = None
+
     def form(self, outputs: Sequence[Tensor], seeds: Sequence[Tensor], leaf: Tensor | None = None) -> Tensor | None:
         """Run backward from ``outputs`` with ``seeds``; return the gradient of ``leaf``, where one is given."""
         parameters = self._parameters()

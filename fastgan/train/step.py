@@ -172,6 +172,7 @@ class Step:
         self._penalise(pattern.penalties[at], (real, fake), outputs, seeds, seen)
         self._to_discriminator.form(outputs, seeds)
         self.players.discriminator_optimizer.step()
+        self._to_discriminator.clear()
         if pattern.watched and at == self.n_critic - 1:
             self._compare(real, fake, seen)
         return seen
@@ -238,6 +239,7 @@ class Step:
         """Step the generator by the gradients that are there; their norm, where the iteration is watched."""
         norm = gradient_norm(self.players.generator.parameters()) if watched else None
         self.players.generator_optimizer.step()
+        self._to_generator.clear()
         return {} if norm is None else {"gradient_g": norm}
 
     def _update_both(self, real: Tensor, fake: Tensor, pattern: Pattern) -> dict[str, Tensor]:
@@ -261,6 +263,7 @@ class Step:
         self._to_generator.form([seen_by_d], [at_fake * scale])
         seen |= self._move_generator(pattern.watched)
         self.players.discriminator_optimizer.step()
+        self._to_discriminator.clear()
         if pattern.watched:
             self._compare(real, leaf.detach(), seen)
         return seen

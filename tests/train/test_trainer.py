@@ -212,9 +212,8 @@ def test_a_step_is_k_discriminator_updates_and_one_of_the_generator(updates, cri
 def test_the_generators_update_forms_no_gradient_of_the_discriminator():
     run = trainer()
     run.fit(1, progress=False)
-    kept = [parameter.grad.clone() for parameter in run.discriminator.parameters()]
     run._iterate._update_generator(run._draws.real(0), run._iterate.generate(run._draws.z(0)))
-    assert all(torch.equal(old, p.grad) for old, p in zip(kept, run.discriminator.parameters(), strict=True))
+    assert all(parameter.grad is None for parameter in run.discriminator.parameters())
     assert all(parameter.requires_grad for parameter in run.discriminator.parameters())
 
 
