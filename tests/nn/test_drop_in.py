@@ -1,0 +1,126 @@
+"""Models that people wrote, converted: nothing about them changes, by any number that a training sees."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fastgan
+from fastgan.benchmarks import drop_in_models, drop_in_objectives
+from fastgan.benchmarks.drop_in_models import STYLES, Style
+
+here = drop_in_models.load(Path(__file__).with_name("drop_in_twins.py"))
+
+NAMED = {style.name: style for style in STYLES}
+BOTH = [
+    (name, letter) for name, style in NAMED.items() for letter in ("G", "D") if name != "stylegan2" or letter == "D"
+]
+PENALISED = {("ctgan", "D"), ("stylegan2", "D"), ("mlp", "D"), ("dcgan", "D"), ("sngan", "D"), ("mlp", "G")}
+SHARE = {"mlp": 0.95, "dcgan": 0.95, "ctgan": 0.95}  # of the FLOPs, at least
+BY_HOOKS = {"hifigan", "sngan"}  # whose weights are no leaves: PyTorch itself cannot copy them after a forward pass
+PARAMETRIZED = {"hifigan-parametrized", "sngan-conditional"}  # which PyTorch does not pickle
+ROWS = 4
+
+
+def network(style: Style, letter: str) -> nn.Module:
+    return style.networks().named()[letter]
+
+
+def inputs_of(style: Style, letter: str, n: int = ROWS) -> tuple[Tensor, ...]:
+    return style.inputs(letter, style.draw(n, torch.Generator().manual_seed(2)))
+
+
+@pytest.mark.parametrize("name, letter", BOTH)
+def test_a_pass_is_the_same(name: str, letter: str) -> None:
+    """Outputs, gradients, second ones where somebody penalises them, running statistics; in training and after it."""
+    style = NAMED[name]
+    theirs, mine, report = here.twins(lambda: network(style, letter))
+    assert report.replaced
+    for training in (True, False):
+        theirs.train(training), mine.train(training)
+        results = [
+            here.pass_over(net, here.to(inputs_of(style, letter), torch.float64), (name, letter) in PENALISED)
+            for net in (theirs, mine)
+        ]
+        here.same(results[1], results[0], 1e-10)
+    here.same_state(mine, theirs, 1e-10)
+
+
+def trained(style: Style, dtype: torch.dtype, steps: int, convert: bool) -> tuple[list[Tensor], Any]:
+    """Losses and networks of a training; those to convert are after their optimisers were built, as people may."""
+    torch.manual_seed(0)
+    pair = style.networks()
+    networks = {letter: here.lively(net).to(dtype) for letter, net in pair.named().items()}
+    optimizers = {
+        letter: torch.optim.Adam(net.parameters(), style.rate, style.betas, eps=1e-3)
+        for letter, net in networks.items()
+    }
+    if convert:
+        for net in networks.values():
+            fastgan.convert(net)
+    losses = []
+    generator = torch.Generator().manual_seed(4)
+    for _ in range(steps):
+        batch = {k: v.to(dtype) if v.is_floating_point() else v for k, v in style.draw(ROWS, generator).items()}
+        losses.append(drop_in_objectives.step(style.objective, pair.generator, pair.discriminator, optimizers, batch))
+    return losses, networks
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-10), (torch.float32, 1e-4)], ids=["fp64", "fp32"])
+@pytest.mark.parametrize("name", NAMED)
+def test_ten_steps_are_the_same(name: str, dtype: torch.dtype, tolerance: float) -> None:
+    theirs, mine = (trained(NAMED[name], dtype, 10, convert) for convert in (False, True))
+    for step, (own, other) in enumerate(zip(mine[0], theirs[0], strict=True)):
+        torch.testing.assert_close(own, other, rtol=tolerance, atol=tolerance, msg=f"losses of step {step}")
+    for letter in theirs[1]:
+        here.same_state(mine[1][letter], theirs[1][letter], tolerance)
+
+
+@pytest.mark.parametrize("name, letter", BOTH)
+def test_most_of_the_work_is_replaced(name: str, letter: str) -> None:
+    """By the FLOPs of a forward pass at the published size."""
+    style = NAMED[name]
+    with torch.device("meta"):
+        net = style.networks(full=True).named()[letter]
+        share = fastgan.convert(net).covered(*style.inputs(letter, style.nothing(2 * style.pack)))
+    assert share >= SHARE.get(name, 0.8), f"{share:.1%}"
+
+
+@pytest.mark.parametrize("name, letter", BOTH)
+def test_to_everyone_else_it_is_what_it_was(name: str, letter: str) -> None:
+    """Paths, classes by name and by isinstance, state_dict both ways, copies, pickles; and the way back."""
+    style = NAMED[name]
+    theirs, mine = (here.lively(seeded(style, letter)).eval() for _ in range(2))
+    kinds, parameters = [type(member) for member in mine.modules()], dict(mine.named_parameters())
+    assert fastgan.convert(mine).replaced
+    assert not fastgan.convert(mine).replaced
+    assert [path for path, _ in mine.named_modules()] == [path for path, _ in theirs.named_modules()]
+    for member, kind in zip(mine.modules(), kinds, strict=True):
+        assert isinstance(member, kind) and kind.__name__.removesuffix("dConv2d") in type(member).__name__
+    theirs.load_state_dict(mine.state_dict())
+    mine.load_state_dict(theirs.state_dict())
+    copies = [mine]
+    if name not in BY_HOOKS:
+        copies.append(copy.deepcopy(mine))
+    if name not in PARAMETRIZED:
+        copies.append(pickle.loads(pickle.dumps(mine)))  # noqa: S301 -- our own bytes
+    x = inputs_of(style, letter)
+    wanted = here.pass_over(theirs, here.to(x, torch.float32))
+    for twin in copies:
+        here.same(here.pass_over(twin, here.to(x, torch.float32)), wanted, 1e-5)
+        assert twin is mine or not set(map(id, twin.parameters())) & set(map(id, mine.parameters()))
+    fastgan.revert(mine)
+    assert [type(member) for member in mine.modules()] == kinds
+    assert all(mine.get_parameter(path) is parameter for path, parameter in parameters.items())
+    here.same(here.pass_over(mine, here.to(x, torch.float32)), wanted, 1e-6)
+
+
+def seeded(style: Style, letter: str) -> nn.Module:
+    torch.manual_seed(0)
+    return network(style, letter)
