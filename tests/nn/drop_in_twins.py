@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 import fastgan
+from fastgan.benchmarks.drop_in_models import Style
+from fastgan.benchmarks.drop_in_objectives import step
 
 
 def twins(build: Callable[[], nn.Module], dtype: torch.dtype = torch.float64) -> tuple[nn.Module, nn.Module, Any]:
@@ -97,6 +100,14 @@ def same(mine: dict[str, Any], theirs: dict[str, Any], tolerance: float) -> None
         assert distance <= tolerance * max(scale, 1e-3), f"{name}: off by {distance:.2e} where values reach {scale:.2e}"
 
 
+def near(exact: dict[str, Any], plain: dict[str, Any], mine: dict[str, Any], tolerance: float = 1e-4) -> None:
+    """As near as that to results in fp64, or four times as far from them as plain PyTorch in the same precision."""
+    errors = {name: distance for name, distance, _ in distances(plain, exact)}
+    for name, distance, scale in distances(mine, exact):
+        bound = max(tolerance * max(scale, 1e-3), 4 * errors[name])
+        assert distance <= bound, f"{name}: off by {distance:.2e}, allowed are {bound:.2e}"
+
+
 def same_state(mine: nn.Module, theirs: nn.Module, tolerance: float) -> None:
     """The same keys in the same order, and values as near as that."""
     own, other = mine.state_dict(), theirs.state_dict()
@@ -106,3 +117,26 @@ def same_state(mine: nn.Module, theirs: nn.Module, tolerance: float) -> None:
         torch.testing.assert_close(
             own[name].double(), value.double(), rtol=0, atol=tolerance * max(scale, 1e-3), msg=name
         )
+
+
+def trained(
+    style: Style, dtype: torch.dtype, steps: int, convert: bool, device: str = "cpu"
+) -> tuple[Tensor, dict[str, nn.Module]]:
+    """Train a pair, converted or not; return losses (steps, players) and networks.
+
+    The optimisers are older than the conversion, and their eps keeps noise from being blown up to steps.
+    """
+    torch.manual_seed(0)
+    pair = style.networks()
+    networks = {letter: lively(net).to(device, dtype) for letter, net in pair.named().items()}
+    adam = functools.partial(torch.optim.Adam, lr=style.rate, betas=style.betas, eps=1e-2)
+    optimizers = {letter: adam(net.parameters()) for letter, net in networks.items()}
+    if convert:
+        for net in networks.values():
+            fastgan.convert(net)
+    generator, losses = torch.Generator().manual_seed(4), []
+    for _ in range(steps):
+        drawn = style.draw(4, generator)
+        batch = {k: v.to(device, dtype if v.is_floating_point() else v.dtype) for k, v in drawn.items()}
+        losses.append(step(style.objective, pair.generator, pair.discriminator, optimizers, batch))
+    return torch.stack(losses), networks
