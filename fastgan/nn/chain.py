@@ -64,15 +64,7 @@ class Chain(nn.Sequential):
             or _has_any_global_hook()
         ):
             return self._one_by_one(input, groups)
-        fused = False
-        for step in plan(list(self)):
-            if not isinstance(step, nn.Module):
-                input, fused = _run(step, input, groups), True
-                continue
-            if fused and getattr(step, "inplace", False):
-                input = input.clone()  # the layers before it have their output for a mask
-            input, fused = _in_parts(step, input, groups), False
-        return input
+        return through(list(self), input, groups)
 
     def fold(self, *batches: Tensor) -> tuple[Tensor, ...]:
         """Run several batches of one size through in one pass, each by its own statistics: ``fold(real, fake)``."""
@@ -86,6 +78,19 @@ class Chain(nn.Sequential):
         for member in self:
             input = _in_parts(member, input, groups)
         return input
+
+
+def through(members: list[nn.Module], input: Tensor, groups: int = 1) -> Tensor:
+    """Run members one after another, those that go together on the kernels. Empties the list."""
+    fused = False
+    for step in plan(members):
+        if not isinstance(step, nn.Module):
+            input, fused = _run(step, input, groups), True
+            continue
+        if fused and getattr(step, "inplace", False):
+            input = input.clone()  # the layers before it have their output for a mask
+        input, fused = _in_parts(step, input, groups), False
+    return input
 
 
 def _run(run: list[Fused], input: Tensor, groups: int) -> Tensor:

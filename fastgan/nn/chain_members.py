@@ -98,8 +98,9 @@ def take(members: list[nn.Module]) -> Fused | None:
 
 
 def kind_of(member: nn.Module) -> type[nn.Module]:
-    """Return a member's class; of one whose weights are parametrized (spectral norm), the class that it was."""
+    """Return a member's class; of one that is converted, or its weights parametrized (spectral norm), what it was."""
     kind = type(member)
+    kind = getattr(kind, "converted_from", kind)
     return kind.__bases__[0] if "parametrizations" in member._modules else kind
 
 

@@ -1,0 +1,155 @@
+"""Converted modules: the class of an instance is swapped for a subclass of it that may run something faster."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
+
+from fastgan import ops
+from fastgan.nn.drop_in import program
+from fastgan.nn.drop_in.forward_code import RefusedError
+from fastgan.nn.drop_in.members import original, sequential
+from fastgan.nn.drop_in.program import Part, Program
+from fastgan.nn.drop_in.tracing import new_class
+from fastgan.ops import chain
+from fastgan.ops.backend import by_reference
+from fastgan.ops.registration import traced, transformed
+
+NOTE = "_fastgan_drop_in"  # under which an instance keeps what it runs
+always = False  # whether programs run where the kernels do not: to check that they do what the forward does
+_classes: WeakKeyDictionary[type[nn.Module], type[nn.Module]] = WeakKeyDictionary()
+
+
+class Note:
+    """What a converted instance keeps beside its state: its program, made anew for copies."""
+
+    def __init__(self, escapes: bool = False, made: Program | None = None) -> None:
+        self.escapes = escapes
+        self.program = made
+        self.stale = made is None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Note, (self.escapes,)
+
+    def ready(self, module: nn.Module) -> Program | None:
+        """Return the program, made anew where the module is no longer what it was made of; None where there is none."""
+        if self.stale or not (self.program is None or self.program.holds(module)):
+            self.program, self.stale = make(module, self.escapes), False
+        return self.program
+
+
+class Converted:
+    """Mixed into the class of a converted instance, in front."""
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        pass  # a class that keeps a list of its subclasses need not hear of this one
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        function, args, *rest = tuple(super().__reduce_ex__(protocol))
+        kind = type(self)
+        args = tuple(kind.converted_from if value is kind else value for value in args)
+        return (_rebuilt, (function, args), *rest)
+
+
+def _rebuilt(function: Callable[..., nn.Module], args: tuple[Any, ...]) -> nn.Module:
+    module = function(*args)
+    if not isinstance(module, Converted):
+        module.__class__ = converted_class(type(module))
+    return module
+
+
+def converted_class(kind: type[nn.Module]) -> type[nn.Module]:
+    """Return the subclass of a class that its converted instances have: of the same name, and with the same forward
+    but where a program runs."""
+    if kind in _classes:
+        return _classes[kind]
+    plain: Callable[..., Any] = kind.forward
+
+    @functools.wraps(plain)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if kwargs or not runs(self, args):
+            return plain(self, *args, **kwargs)
+        ready = vars(self)[NOTE].ready(self)
+        if ready is None or ready.inputs != len(args):
+            return plain(self, *args)
+        return ready.run(self, self, *args)
+
+    made = _classes[kind] = new_class(kind, Converted, forward=forward, converted_from=kind)
+    return made
+
+
+def runs(module: nn.Module, args: tuple[Any, ...]) -> bool:
+    """Whether a call goes by the program: on tensors that the kernels take, with nobody looking on."""
+    if not all(isinstance(value, Tensor) for value in args):
+        return False
+    if always or program.tally is not None:
+        return True
+    if traced(*args) or transformed() or _has_any_global_hook():
+        return False
+    return not any(value.is_floating_point() and by_reference(chain.OP, value) for value in args)
+
+
+def make(module: nn.Module, escapes: bool) -> Program | None:
+    """Make the program of a module; None where nothing of it goes together."""
+    made: Program | None
+    try:
+        if sequential(module):
+            made = program.in_order(module, escapes)
+        elif original(type(module)) in LONE:
+            made = _alone(module)
+        else:
+            made = program.traced(module, escapes)
+    except RefusedError:
+        return None
+    return made if made is not None and made.parts else None
+
+
+def swap(module: nn.Module, made: Program, escapes: bool) -> None:
+    """Convert one instance."""
+    module.__class__ = converted_class(type(module))
+    vars(module)[NOTE] = Note(escapes, made)
+
+
+def restore(module: nn.Module) -> None:
+    """Give one instance its class back."""
+    module.__class__ = original(type(module))
+    vars(module).pop(NOTE, None)
+
+
+def _alone(module: nn.Module) -> Program:
+    """Return the program of a layer that nothing is fused with."""
+    call = LONE[original(type(module))]
+
+    def run(self: nn.Module, module: nn.Module, input: Tensor) -> Tensor:
+        return call(module, input) if program.tally is None else program.tally.product(call, module, input)
+
+    return Program(run, 1, (Part("", original(type(module)).__name__, (module,)),))
+
+
+def _convolve(op: Callable[..., Tensor]) -> Callable[[Any, Tensor], Tensor]:
+    def call(m: Any, x: Tensor) -> Tensor:
+        return op(x, m.weight, m.bias, m.stride, m.padding, m.dilation, m.groups, activation="none")
+
+    return call
+
+
+def _spread(op: Callable[..., Tensor]) -> Callable[[Any, Tensor], Tensor]:
+    def call(m: Any, x: Tensor) -> Tensor:
+        how = m.stride, m.padding, m.output_padding, m.groups, m.dilation
+        return op(x, m.weight, m.bias, *how, activation="none")
+
+    return call
+
+
+LONE: dict[type[nn.Module], Callable[[Any, Tensor], Tensor]] = {
+    nn.Linear: lambda m, x: ops.linear_act(x, m.weight, m.bias, activation="none"),
+    nn.Conv1d: _convolve(ops.conv1d_act),
+    nn.Conv2d: _convolve(ops.conv2d_act),
+    nn.ConvTranspose1d: _spread(ops.conv_transpose1d_act),
+    nn.ConvTranspose2d: _spread(ops.conv_transpose2d_act),
+}

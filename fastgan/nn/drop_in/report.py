@@ -1,0 +1,71 @@
+"""What a conversion did and what it left alone, as a table for people."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastgan.nn.drop_in import program
+from fastgan.ops.backend import backend
+
+WIDEST = 46
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of a report: where, what it is, and why it was replaced or kept."""
+
+    path: str
+    what: str
+    why: str
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """What :func:`fastgan.convert` did. ``print(report)`` shows it as a table.
+
+    Attributes:
+        replaced: groups of layers that go together now, and layers that run alone.
+        kept: modules that stay as they were, with the reason.
+    """
+
+    module: nn.Module = field(repr=False)
+    replaced: tuple[Entry, ...]
+    kept: tuple[Entry, ...]
+
+    def covered(self, *inputs: Any, **more: Any) -> float:
+        """Return the share, 0 to 1, of a forward pass's matrix and convolution FLOPs that run in what was replaced.
+
+        Runs the module once on the reference, without gradients; buffers and the random state stay as they were.
+        Inputs and module may be on the ``meta`` device, where nothing is computed.
+        """
+        tally = program.Tally()
+        buffers = [(buffer, buffer.clone()) for buffer in self.module.buffers()]
+        devices = sorted({b.get_device() for b in self.module.parameters() if b.is_cuda})
+        program.tally, former = tally, program.tally
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices), backend("reference"), tally.counter:
+                self.module(*inputs, **more)
+        finally:
+            program.tally = former
+            for buffer, value in buffers:
+                with torch.no_grad():
+                    buffer.copy_(value)
+        total = tally.counter.get_total_flops()
+        return tally.covered / total if total else 0.0
+
+    def __str__(self) -> str:
+        parts = [_table("replaced", self.replaced), _table("kept as it was", self.kept)]
+        return "\n\n".join(part for part in parts if part) or "nothing here is a layer that fastgan replaces"
+
+
+def _table(title: str, entries: tuple[Entry, ...]) -> str:
+    if not entries:
+        return ""
+    lines = [(entry.path or "(itself)", entry.what, entry.why) for entry in entries]
+    wide = [min(WIDEST, max(len(line[at]) for line in lines)) for at in (0, 1)]
+    rows = ["  ".join([path.ljust(wide[0]), what.ljust(wide[1]), why]).rstrip() for path, what, why in lines]
+    return "\n".join([f"{title}: {len(entries)}", *(f"  {row}" for row in rows)])
