@@ -191,7 +191,7 @@ class ReadsWeights(nn.Module):
 
     def forward(self, x):
         h = F.relu(self.fc(x))
-        if isinstance(self.out, nn.Linear) and type(self.fc) is nn.Linear:
+        if isinstance(self.fc, nn.Linear):
             h = h / self.fc.weight.norm()
         return self.out(h), F.linear(x, self.fc.weight, self.fc.bias)
 
