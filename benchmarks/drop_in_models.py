@@ -127,7 +127,7 @@ def _sngan(norm: Callable[..., nn.Module], classes: int, interpolate: bool, code
     if full:
         generator = code.Generator(num_classes=classes, interpolate=interpolate)
         return Networks(generator, code.Discriminator(num_classes=classes, norm=norm))
-    generator = code.Generator(6, 4, 2, num_classes=classes, interpolate=interpolate)
+    generator = code.Generator(6, 4, 1, num_classes=classes, interpolate=interpolate)
     return Networks(generator, code.Discriminator(4, num_classes=classes, norm=norm))
 
 
@@ -144,7 +144,7 @@ def _ctgan(code: Any, full: bool) -> Networks:
 
 
 def _stylegan2(code: Any, full: bool) -> Networks:
-    return Networks(None, code.Discriminator() if full else code.Discriminator(16, 6, 64))
+    return Networks(None, code.Discriminator() if full else code.Discriminator(8, 5, 64))
 
 
 def _sized(
@@ -154,8 +154,8 @@ def _sized(
 
 
 AUDIO = _sized({"mel": (80, 32), "wave": (1, 8192)}, {"mel": (5, 4), "wave": (1, 32)})
-PICTURES = _sized({"z": (128,), "real": (3, 32, 32)}, {"z": (6,), "real": (3, 16, 16)})
-LABELLED = _sized({"z": (128,), "real": (3, 32, 32), LABELS: (10,)}, {"z": (6,), "real": (3, 16, 16), LABELS: (3,)})
+PICTURES = _sized({"z": (128,), "real": (3, 32, 32)}, {"z": (6,), "real": (3, 8, 8)})
+LABELLED = _sized({"z": (128,), "real": (3, 32, 32), LABELS: (10,)}, {"z": (6,), "real": (3, 8, 8), LABELS: (3,)})
 STYLES = (
     Style(
         "mlp", "pytorch_gan_mlp.py", "PyTorch-GAN's MLPs", _mlp,
@@ -194,7 +194,7 @@ STYLES = (
     ),
     Style(
         "stylegan2", "stylegan2_discriminator.py", "StyleGAN2's discriminator", _stylegan2,
-        _sized({"fake": (3, 128, 128), "real": (3, 128, 128)}, {"fake": (3, 16, 16), "real": (3, 16, 16)}),
+        _sized({"fake": (3, 128, 128), "real": (3, 128, 128)}, {"fake": (3, 8, 8), "real": (3, 8, 8)}),
         LogisticR1(), 32, rate=2e-3, betas=(0.0, 0.99),
     ),
 )  # fmt: skip

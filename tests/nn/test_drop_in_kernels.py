@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,8 +19,14 @@ from fastgan.benchmarks.drop_in_models import STYLES, Style
 
 here = drop_in_models.load(Path(__file__).with_name("drop_in_twins.py"))
 code = drop_in_models.load(drop_in_models.FOLDER / "traps.py")
+MARKS = [pytest.mark.interpret]
 NAMED = {style.name: style for style in STYLES}
-PASSES = [(name, letter) for name in NAMED for letter in "GD" if name != "stylegan2" or letter == "D"]
+BOTH = [(name, letter) for name in NAMED for letter in "GD" if name != "stylegan2" or letter == "D"]
+LEAN = {*itertools.product(("mlp", "ctgan"), "GD"), ("hifigan", "G"), ("sngan", "D"), ("stylegan2", "D")}
+PASSES = [
+    *(pytest.param("cpu", *case, marks=MARKS if case in LEAN else [*MARKS, pytest.mark.full]) for case in BOTH),
+    *(pytest.param("cuda", *case, marks=pytest.mark.gpu) for case in BOTH),
+]
 PENALISED = {("ctgan", "D"), ("stylegan2", "D")}
 DEVICES = [pytest.param("cpu", marks=pytest.mark.interpret), pytest.param("cuda", marks=pytest.mark.gpu)]
 PRODUCTS = ("linear_fwd", "conv_fwd", "conv_bwd_input")  # the last is a transposed convolution's way forward
@@ -56,7 +63,7 @@ def three(style: Style, letter: str, device: str) -> list[nn.Module]:
     return built
 
 
-@pytest.mark.parametrize("name, letter", PASSES)
+@pytest.mark.parametrize("device, name, letter", PASSES, indirect=["device"])
 def test_a_pass_on_the_kernels(device: str, name: str, letter: str, products: Counter[str]) -> None:
     style = NAMED[name]
     networks = three(style, letter, device)

@@ -20,6 +20,7 @@ here = drop_in_models.load(Path(__file__).with_name("drop_in_twins.py"))
 written = drop_in_models.load(Path(__file__).with_name("drop_in_sources.py"))
 DEVICES = [pytest.param("cpu", marks=pytest.mark.interpret), pytest.param("cuda", marks=pytest.mark.gpu)]
 CHECKS = settings(suppress_health_check=[*HealthCheck])
+FEWER = settings(CHECKS, max_examples=settings().max_examples // 2)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,7 @@ def test_any_network(folder: Path, drawn: tuple[str, tuple[int, ...]]) -> None:
             assert type(getattr(mine, "seen", None)) is type(getattr(theirs, "seen", None))
 
 
-@CHECKS
+@FEWER
 @given(drawn=written.sources(6))
 def test_any_network_on_the_kernels(device: str, folder: Path, drawn: tuple[str, tuple[int, ...]]) -> None:
     source, shape = drawn
