@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from fastgan.nn.chain_members import ACTIVATIONS, NORMS, kind_of, plain, take
+from fastgan.nn.chain_members import ACTIVATIONS, NORMS, kind_of, overwrites, plain, take
 from fastgan.nn.drop_in.converted import LONE, make
 from fastgan.nn.drop_in.forward_code import RefusedError, works_in_place
 from fastgan.nn.drop_in.members import original, sequential
@@ -111,7 +111,7 @@ def _changed(module: nn.Module, graph: torch.fx.Graph | None, escapes: bool) -> 
     if sequential(module):
         members = list(module.children())
         for member, following in zip(members, [*members[1:], None], strict=True):
-            if escapes if following is None else any(getattr(m, "inplace", False) for m in following.modules()):
+            if escapes if following is None else any(map(overwrites, following.modules())):
                 yield member
     elif graph is not None:
         called = [node for node in graph.nodes if node.op == "call_module"]

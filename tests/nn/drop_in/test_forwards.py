@@ -273,10 +273,26 @@ class Caller(nn.Module):
         return total
 
 
+class Keeper(Caller):
+    """The same, but it cannot be traced."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls = 1
+        return super().forward(x)
+
+
+class Row(nn.Sequential):
+    """Members of which the last works in place within."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__(part, nn.Sequential(nn.ReLU(inplace=True), nn.GELU()))
+
+
 @pytest.mark.interpret
-def test_what_a_caller_adds_to_is_not_wanted_for_backward(signal: Tensor, monkeypatch: Any) -> None:
+@pytest.mark.parametrize("caller", [Caller, Keeper, Row], ids=lambda c: c.__name__)
+def test_what_a_caller_overwrites_is_not_wanted_for_backward(caller: Any, signal: Tensor, monkeypatch: Any) -> None:
     monkeypatch.setattr(converted, "always", False)
-    ours = Caller(nn.Sequential(nn.Linear(9, 4), nn.LeakyReLU(0.2)))
+    ours = caller(nn.Sequential(nn.Linear(9, 4), nn.LeakyReLU(0.2)))
     theirs, rows = copy.deepcopy(ours), signal[:, 0].float()
     fastgan.convert(ours)
     with fastgan.backend("triton"):
