@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Iterator
 
 import torch
@@ -116,8 +117,16 @@ def _changed(module: nn.Module, graph: torch.fx.Graph | None, escapes: bool) -> 
     elif graph is not None:
         called = [node for node in graph.nodes if node.op == "call_module"]
         yield from (module.get_submodule(str(n.target)) for n in called if mutated(n, module, escapes))
-    elif escapes or works_in_place(original(type(module)).forward):
+    elif escapes or any(map(works_in_place, _methods(original(type(module))))):
         yield from _within(module)
+
+
+def _methods(kind: type) -> Iterator[types.FunctionType]:
+    """Yield what of a class somebody wrote that may run in a forward pass."""
+    for base in kind.__mro__:
+        if not (base.__module__ or "").startswith("torch."):
+            found = (value for name, value in vars(base).items() if not name.startswith("__"))
+            yield from (value for value in found if isinstance(value, types.FunctionType))
 
 
 def _within(module: nn.Module) -> Iterator[nn.Module]:
