@@ -13,7 +13,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.utils import parametrize
 
 from fastgan.errors import UserError
-from fastgan.nn.chain_members import ACTIVATIONS, Fused, Norm, kind_of, plan
+from fastgan.nn.chain_members import ACTIVATIONS, Fused, Norm, kind_of, overwrites, plan
 from fastgan.nn.conv import Conv1dAct, Conv2dAct, ConvTranspose1dAct, ConvTranspose2dAct
 from fastgan.nn.linear import LinearAct
 from fastgan.nn.maxout import Maxout
@@ -82,14 +82,14 @@ class Chain(nn.Sequential):
 
 def through(members: list[nn.Module], input: Tensor, groups: int = 1) -> Tensor:
     """Run members one after another, those that go together on the kernels. Empties the list."""
-    fused = False
+    last: Fused | None = None
     for step in plan(members):
         if not isinstance(step, nn.Module):
-            input, fused = _run(step, input, groups), True
+            input, last = _run(step, input, groups), step[-1]
             continue
-        if fused and getattr(step, "inplace", False):
+        if last and (overwrites(step) or (last.keeps_result and any(map(overwrites, step.modules())))):
             input = input.clone()  # the layers before it have their output for a mask
-        input, fused = _in_parts(step, input, groups), False
+        input, last = _in_parts(step, input, groups), None
     return input
 
 

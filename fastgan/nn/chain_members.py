@@ -47,6 +47,14 @@ class Fused(NamedTuple):
         assert isinstance(weight, Tensor)
         return weight.unsqueeze(2) if self.dims == 3 else weight, bias  # type: ignore[return-value]
 
+    @property
+    def keeps_result(self) -> bool:
+        """Whether backward wants its result where that of torch.nn's members would not: nobody may overwrite it."""
+        last = self.members[-1]
+        dropped = self.layer.dropout > 0 or isinstance(last, nn.Dropout)
+        leaky = self.layer.activation == "leaky_relu" and not overwrites(last)
+        return self.norm is None and (dropped or leaky)
+
 
 def plan(members: list[nn.Module]) -> Iterator[nn.Module | list[Fused]]:
     """Yield runs of layers to fuse, and between them the members that are not fused. Empties the list."""
@@ -102,6 +110,11 @@ def kind_of(member: nn.Module) -> type[nn.Module]:
     kind = type(member)
     kind = getattr(kind, "converted_from", kind)
     return kind.__bases__[0] if "parametrizations" in member._modules else kind
+
+
+def overwrites(member: nn.Module) -> bool:
+    """Whether a member works in place."""
+    return bool(getattr(member, "inplace", False))
 
 
 def plain(member: nn.Module) -> bool:

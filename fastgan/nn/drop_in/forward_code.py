@@ -159,7 +159,7 @@ def _judge(name: str, value: Any, space: Mapping[str, Any], guards: list[Guard])
         if name not in HARMLESS:
             raise RefusedError(f"it calls {name}")
         return []
-    if constant(value):
+    if constant(value) and not isinstance(value, (list, dict, set)):
         guards.append(Guard(space, name, copy.deepcopy(value)))
         return []
     home = (getattr(value, "__module__", None) or "").partition(".")[0]

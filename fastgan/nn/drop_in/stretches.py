@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from fastgan import ops
-from fastgan.nn.chain_members import Fused, plan
+from fastgan.nn.chain_members import Fused, overwrites, plan
 from fastgan.nn.drop_in.members import Step, members_of
 
 PASSED_BY = ("placeholder", "get_attr")
@@ -104,7 +104,7 @@ def mutated(node: fx.Node, module: nn.Module, escapes: bool = False) -> bool:
                 return True
         elif user.op == "call_module":
             callee = module.get_submodule(str(user.target))
-            if any(getattr(part, "inplace", False) for part in callee.modules()):
+            if any(map(overwrites, callee.modules())):
                 return True
             if isinstance(callee, ALIASES) and mutated(user, module, escapes):
                 return True
@@ -150,23 +150,12 @@ def _cut(line: list[tuple[fx.Node, Step]], module: nn.Module) -> tuple[list[Stre
 def _settle(stretch: Stretch, module: nn.Module, escapes: bool) -> None:
     """Leave out the end of a stretch whose result is changed in place, where it would be wanted for backward."""
     while stretch.nodes and stretch.fused:
-        last = stretch.fused[-1]
-        layer = last.layer
-        kept = last.norm is None and (layer.activation == "leaky_relu" or layer.dropout > 0 or _drops(last))
-        if not kept or _overwrites(last.members[-1]) or not mutated(stretch.nodes[-1], module, escapes):
+        if not stretch.fused[-1].keeps_result or not mutated(stretch.nodes[-1], module, escapes):
             return
         stretch.nodes.pop()
         stretch.steps.pop()
         runs = [run for run in plan(members_of(stretch.steps, module)) if not isinstance(run, nn.Module)]
         stretch.fused = runs[0] if runs else []
-
-
-def _drops(fused: Fused) -> bool:
-    return any(isinstance(member, nn.Dropout) for member in fused.members)
-
-
-def _overwrites(member: nn.Module) -> bool:
-    return bool(getattr(member, "inplace", False))  # then torch, too, keeps the result
 
 
 def _product(order: list[fx.Node], at: int, module: nn.Module, escapes: bool) -> Product:
@@ -176,7 +165,7 @@ def _product(order: list[fx.Node], at: int, module: nn.Module, escapes: bool) ->
         step = step_of(behind, module)
         member = module.get_submodule(step) if isinstance(step, str) else step
         name, slope = activation_of(member)
-        unsafe = name == "leaky_relu" and not _overwrites(member) and mutated(behind, module, escapes)  # type: ignore[arg-type]
+        unsafe = name == "leaky_relu" and not getattr(member, "inplace", False) and mutated(behind, module, escapes)
         if name != "none" and not unsafe:
             return Product([node, behind], name, slope)
     return Product([node], "none", 0.0)

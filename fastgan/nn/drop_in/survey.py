@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Iterator
 
 import torch
 from torch import nn
 
-from fastgan.nn.chain_members import ACTIVATIONS, NORMS, kind_of, plain, take
+from fastgan.nn.chain_members import ACTIVATIONS, NORMS, kind_of, overwrites, plain, take
 from fastgan.nn.drop_in.converted import LONE, make
 from fastgan.nn.drop_in.forward_code import RefusedError, works_in_place
 from fastgan.nn.drop_in.members import original, sequential
@@ -111,13 +112,21 @@ def _changed(module: nn.Module, graph: torch.fx.Graph | None, escapes: bool) -> 
     if sequential(module):
         members = list(module.children())
         for member, following in zip(members, [*members[1:], None], strict=True):
-            if escapes if following is None else any(getattr(m, "inplace", False) for m in following.modules()):
+            if escapes if following is None else any(map(overwrites, following.modules())):
                 yield member
     elif graph is not None:
         called = [node for node in graph.nodes if node.op == "call_module"]
         yield from (module.get_submodule(str(n.target)) for n in called if mutated(n, module, escapes))
-    elif escapes or works_in_place(original(type(module)).forward):
+    elif escapes or any(map(works_in_place, _methods(original(type(module))))):
         yield from _within(module)
+
+
+def _methods(kind: type) -> Iterator[types.FunctionType]:
+    """Yield what of a class somebody wrote that may run in a forward pass."""
+    for base in kind.__mro__:
+        if not (base.__module__ or "").startswith("torch."):
+            found = (value for name, value in vars(base).items() if not name.startswith("__"))
+            yield from (value for value in found if isinstance(value, types.FunctionType))
 
 
 def _within(module: nn.Module) -> Iterator[nn.Module]:

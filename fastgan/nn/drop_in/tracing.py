@@ -8,6 +8,7 @@ and the graph is used only while they stay as they were.
 from __future__ import annotations
 
 import inspect
+import operator
 import types
 from dataclasses import dataclass
 from typing import Any
@@ -134,7 +135,25 @@ def new_class(kind: type[nn.Module], mixed: type, **space: Any) -> type[nn.Modul
     return made
 
 
+class _Proxy(fx.Proxy):
+    """A proxy that tells ``a += b``, which others may see, from ``a = a + b``."""
+
+
+def _in_place(name: str) -> Any:
+    def record(self: fx.Proxy, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", getattr(operator, name), (self, other), {})
+
+    return record
+
+
+for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior", "ixor"):
+    setattr(_Proxy, f"__{_name}__", _in_place(_name))
+
+
 class _Tracer(fx.Tracer):
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True
 

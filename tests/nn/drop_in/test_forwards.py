@@ -1,0 +1,334 @@
+"""Forward methods: which are traced, what the trace goes by, and effects in place that others see."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fastgan
+from fastgan.nn.drop_in import converted
+
+Twins = Callable[[nn.Module], tuple[nn.Module, nn.Module]]
+Alike = Callable[..., None]
+pytestmark = pytest.mark.usefixtures("programs")
+SLOPE = 0.3
+SEEN: list[Tensor] = []
+
+
+class Layers(nn.Module):
+    """Layers for forwards to call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.norm = nn.Conv1d(3, 4, 3, padding=1), nn.Conv1d(4, 3, 3, padding=1), nn.BatchNorm1d(4)
+        self.act, self.drop = nn.LeakyReLU(0.2, inplace=True), nn.Dropout(0.5)
+        self.flag, self.kept, self.sizes = True, [], [1, 2]
+
+
+def made(forward: Callable[..., Any]) -> nn.Module:
+    return type("Made", (Layers,), {"forward": forward})()
+
+
+@pytest.fixture
+def signal() -> Tensor:
+    return torch.randn(5, 3, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+
+
+def by_training(self: Any, x: Tensor) -> Tensor:
+    return self.a(x) if self.training else self.a(x) * 2
+
+
+def by_input(self: Any, x: Tensor) -> Tensor:
+    return self.a(x) if x.sum() > 0 else self.a(-x)
+
+
+def by_shape(self: Any, x: Tensor) -> Tensor:
+    return self.a(x) if x.shape[0] == 1 else self.a(-x)
+
+
+def by_kind(self: Any, x: Tensor) -> Tensor:
+    return self.a(x if isinstance(x, Tensor) else x[0])
+
+
+def keeping(self: Any, x: Tensor) -> Tensor:
+    self.last = self.a(x)
+    return self.last
+
+
+def collecting(self: Any, x: Tensor) -> Tensor:
+    h = self.a(x)
+    self.kept.append(h)
+    return h
+
+
+def collecting_outside(self: Any, x: Tensor) -> Tensor:
+    SEEN.append(self.a(x))
+    return SEEN[-1]
+
+
+def chancy(self: Any, x: Tensor) -> Tensor:
+    return self.a(x) * random.random()
+
+
+def noisy(self: Any, x: Tensor) -> Tensor:
+    return self.a(x) + torch.randn(1, 4, 9, dtype=torch.float64)
+
+
+def without_gradients(self: Any, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return self.a(x)
+
+
+def guarded(self: Any, x: Tensor) -> Tensor:
+    try:
+        return self.a(x)
+    except RuntimeError:
+        return x
+
+
+def talking(self: Any, x: Tensor) -> Tensor:
+    print("forward")  # noqa: T201 -- what is tested
+    return self.a(x)
+
+
+def starred(self: Any, *x: Tensor) -> Tensor:
+    return self.a(x[0])
+
+
+def by_mode(self: Any, x: Tensor) -> Tensor:
+    return self.a(x) if torch.is_grad_enabled() else self.a(-x)
+
+
+REFUSED = {
+    by_training: "asks for self.training", by_input: "decides by its input", by_shape: "decides by its input",
+    by_kind: "calls isinstance", keeping: "keeps values in attributes", collecting: "keeps values in lists",
+    collecting_outside: "SEEN, a list", chancy: "uses random", noisy: "makes tensors of its own",
+    without_gradients: "with block", guarded: "handles exceptions", talking: "calls print",
+    starred: "arguments by *", by_mode: "asks for is_grad_enabled",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("forward", REFUSED, ids=lambda f: f.__name__)
+def test_forwards_that_are_not_always_the_same_are_not_traced(forward: Any, signal: Tensor) -> None:
+    SEEN.clear()
+    ours = made(forward).double()
+    report = fastgan.convert(ours)
+    entry = next(entry for entry in report.kept if entry.what == "Made")
+    assert entry.path == "" and REFUSED[forward] in entry.why
+    assert not ours.kept and not SEEN
+    assert {entry.path for entry in report.replaced} == {"a", "b"}, "its layers run alone"
+    for mode in (True, False):
+        torch.manual_seed(3), random.seed(3)
+        found = ours.train(mode)(signal)
+        theirs = made(forward).double()
+        theirs.load_state_dict(ours.state_dict())
+        torch.manual_seed(3), random.seed(3)
+        torch.testing.assert_close(found, theirs.train(mode)(signal))
+
+
+def helped(self: Any, x: Tensor) -> Tensor:
+    def halved(y: Tensor) -> Tensor:
+        return y / 2
+
+    return halved(self.b(leaky(self.norm(self.a(x)))))
+
+
+def leaky(x: Tensor) -> Tensor:
+    return F.leaky_relu(x, SLOPE)
+
+
+def flagged(self: Any, x: Tensor) -> Tensor:
+    h = self.a(x).relu()
+    return torch.tanh(self.b(h)) if self.flag else self.b(h)
+
+
+def sized(self: Any, x: Tensor) -> Tensor:
+    h = self.a(x)
+    for size in self.sizes:
+        h = F.leaky_relu(h, size / 10)
+    return self.b(h)
+
+
+def defaulted(self: Any, x: Tensor, y: Tensor | None = None) -> Tensor:
+    h = self.a(x)
+    return self.b(F.relu(h if y is None else h + y))
+
+
+def dropped(self: Any, x: Tensor) -> Tensor:
+    return self.b(self.drop(F.relu(self.a(x))))
+
+
+@pytest.mark.parametrize("forward", [helped, flagged, sized, defaulted, dropped], ids=lambda f: f.__name__)
+def test_other_forwards_run_by_their_trace(forward: Any, signal: Tensor, twins: Twins, alike: Alike) -> None:
+    ours, theirs = twins(made(forward))
+    report = fastgan.convert(ours)
+    assert "by its forward" in str(report)
+    alike(ours, theirs, signal)
+    alike(ours.eval(), theirs.eval(), signal)
+
+
+def test_values_that_it_goes_by_are_watched(signal: Tensor, twins: Twins, alike: Alike, monkeypatch: Any) -> None:
+    ours, theirs = twins(made(flagged))
+    fastgan.convert(ours)
+    for flag in (False, True):
+        ours.flag = theirs.flag = flag
+        alike(ours, theirs, signal)
+    ours, theirs = twins(made(sized))
+    fastgan.convert(ours)
+    ours.sizes.append(7), theirs.sizes.append(7)
+    alike(ours, theirs, signal)
+    ours, theirs = twins(made(helped))
+    fastgan.convert(ours)
+    monkeypatch.setitem(globals(), "SLOPE", 0.9)
+    alike(ours, theirs, signal)
+
+
+def test_an_argument_left_out_or_given_by_name_goes_by_its_own_code(signal: Tensor, twins: Twins) -> None:
+    ours, theirs = twins(made(defaulted))
+    fastgan.convert(ours)
+    more = torch.randn(5, 4, 9, dtype=torch.float64)
+    for args, named in [((signal,), {}), ((signal, None), {}), ((signal, more), {}), ((signal,), {"y": more})]:
+        torch.testing.assert_close(ours(*args, **named), theirs(*args, **named))
+    with pytest.raises(TypeError, match="argument"):
+        ours(signal, more, more)
+
+
+def read_again(self: Any, x: Tensor) -> Tensor:
+    h = self.norm(self.a(x))
+    g = self.act(h)
+    return self.b(g) + h[:, :3]
+
+
+def added_to(self: Any, x: Tensor) -> Tensor:
+    h = F.leaky_relu(self.a(x), 0.2)
+    h += 1
+    return self.b(h)
+
+
+def viewed(self: Any, x: Tensor) -> Tensor:
+    h = F.leaky_relu(self.a(x), 0.2)
+    h.view(5, -1).mul_(3)
+    return self.b(h)
+
+
+def overwritten_by_a_callee(self: Any, x: Tensor) -> Tensor:
+    h = F.leaky_relu(self.a(x), 0.2)
+    return self.b(self.act(h)) + h.mean()
+
+
+def own_input(self: Any, x: Tensor) -> Tensor:
+    h = x * 1
+    return self.a(self.act(h)).mean() + h
+
+
+IN_PLACE = [read_again, added_to, viewed, overwritten_by_a_callee, own_input]
+
+
+@pytest.mark.parametrize("forward", IN_PLACE, ids=lambda f: f.__name__)
+def test_effects_in_place_stay(forward: Any, signal: Tensor, twins: Twins, alike: Alike) -> None:
+    ours, theirs = twins(made(forward))
+    assert fastgan.convert(ours).replaced
+    alike(ours, theirs, signal)
+
+
+@pytest.mark.interpret
+@pytest.mark.parametrize("forward", [*IN_PLACE, helped], ids=lambda f: f.__name__)
+def test_effects_in_place_stay_on_the_kernels(forward: Any, signal: Tensor, monkeypatch: Any) -> None:
+    monkeypatch.setattr(converted, "always", False)
+    ours = made(forward)
+    ours.a, ours.b, ours.norm = nn.Linear(9, 9), nn.Linear(9, 3), nn.BatchNorm1d(9)  # whose results are not copied
+    theirs, rows = copy.deepcopy(ours), signal[:, 0].float()
+    fastgan.convert(ours)
+    with fastgan.backend("triton"):
+        found = ours(rows)
+        found.square().mean().backward()
+    wanted = theirs(rows)
+    wanted.square().mean().backward()
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-3, atol=1e-5)
+
+
+class Caller(nn.Module):
+    """Adds to what its parts return."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part, self.skip = part, nn.Linear(9, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        total = None
+        for part in (self.part, self.skip):
+            if total is None:
+                total = part(x)
+            else:
+                total += part(x)
+        return total
+
+
+class Keeper(Caller):
+    """The same, but it cannot be traced."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls = 1
+        return super().forward(x)
+
+
+class Row(nn.Sequential):
+    """Members of which the last works in place within."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__(part, nn.Sequential(nn.ReLU(inplace=True), nn.GELU()))
+
+
+@pytest.mark.interpret
+@pytest.mark.parametrize("caller", [Caller, Keeper, Row], ids=lambda c: c.__name__)
+def test_what_a_caller_overwrites_is_not_wanted_for_backward(caller: Any, signal: Tensor, monkeypatch: Any) -> None:
+    monkeypatch.setattr(converted, "always", False)
+    ours = caller(nn.Sequential(nn.Linear(9, 4), nn.LeakyReLU(0.2)))
+    theirs, rows = copy.deepcopy(ours), signal[:, 0].float()
+    fastgan.convert(ours)
+    with fastgan.backend("triton"):
+        ours(rows).square().sum().backward()
+    theirs(rows).square().sum().backward()
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-3, atol=1e-4)
+
+
+def test_what_may_be_overwritten_ends_before_its_activation() -> None:
+    told = {f: [entry.what for entry in fastgan.convert(made(f)).replaced] for f in (added_to, read_again, helped)}
+    assert told[added_to] == ["Conv1d", "Conv1d"]
+    assert told[read_again] == ["Conv1d + BatchNorm1d", "Conv1d"]
+    assert told[helped] == ["Conv1d + BatchNorm1d + LeakyReLU(0.3), Conv1d"]
+
+
+def test_functional_products_of_scaled_weights(twins: Twins, alike: Alike, signal: Tensor) -> None:
+    class Equal(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.bias, self.scale = nn.Parameter(torch.randn(4, 3, 3)), nn.Parameter(torch.randn(4)), 0.2
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.leaky_relu(F.conv1d(x, self.weight * self.scale, bias=self.bias, padding=1), 0.2) * 2**0.5
+
+    ours, theirs = twins(Equal())
+    report = fastgan.convert(ours)
+    assert [entry.what for entry in report.replaced] == ["conv1d + leaky_relu"]
+    assert report.covered(signal) == 1.0
+    alike(ours, theirs, signal)
+
+
+def test_shared_modules_and_layers_used_twice(twins: Twins, alike: Alike, signal: Tensor) -> None:
+    norm = nn.BatchNorm1d(3, momentum=None)
+    conv = nn.Conv1d(3, 3, 3, padding=1)
+    ours, theirs = twins(nn.Sequential(conv, norm, nn.ReLU(), conv, norm, nn.Tanh()))
+    fastgan.convert(ours)
+    for _ in range(3):
+        alike(ours, theirs, signal)
