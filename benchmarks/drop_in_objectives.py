@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -39,13 +40,18 @@ class CrossEntropy(Objective):
     def loss_d(self, discriminator: nn.Module, batch: Batch, fake: Tensor) -> Tensor:
         """Return the mean of both halves."""
         real, made = discriminator(batch["real"]), discriminator(fake)
-        ones, zeros = torch.ones_like(real), torch.zeros_like(made)
-        return (F.binary_cross_entropy(real, ones) + F.binary_cross_entropy(made, zeros)) / 2
+        return (_cross_entropy(real, 1.0) + _cross_entropy(made, 0.0)) / 2
 
     def loss_g(self, discriminator: nn.Module, batch: Batch, fake: Tensor) -> Tensor:
         """Return how far the fakes are from passing."""
-        score = discriminator(fake)
-        return F.binary_cross_entropy(score, torch.ones_like(score))
+        return _cross_entropy(discriminator(fake), 1.0)
+
+
+def _cross_entropy(score: Tensor, label: float) -> Tensor:
+    """Return that of probabilities, in fp32: PyTorch refuses it under autocast."""
+    with torch.autocast(score.device.type, enabled=False):
+        wide = score if score.dtype == torch.float64 else score.float()
+        return F.binary_cross_entropy(wide, torch.full_like(wide, label))
 
 
 class Hinge(Objective):
@@ -151,17 +157,20 @@ def step(
     discriminator: nn.Module,
     optimizers: Mapping[str, torch.optim.Optimizer],
     batch: Batch,
+    autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Tensor:
-    """Train once as such code does, the discriminator first on a batch of fakes that both use; return the losses."""
-    fake = objective.fake(generator, batch)
+    """Train once as such code does, the discriminator first, on a batch of fakes that both use; return the losses."""
+    with autocast():
+        fake = objective.fake(generator, batch)
+        loss_d = objective.loss_d(discriminator, batch, fake.detach())
     optimizers["D"].zero_grad(set_to_none=True)
-    loss_d = objective.loss_d(discriminator, batch, fake.detach())
     loss_d.backward()
     optimizers["D"].step()
     if generator is None:
         return loss_d.detach().reshape(1)
+    with autocast():
+        loss_g = objective.loss_g(discriminator, batch, fake)
     optimizers["G"].zero_grad(set_to_none=True)
-    loss_g = objective.loss_g(discriminator, batch, fake)
     loss_g.backward()
     optimizers["G"].step()
     return torch.stack([loss_d.detach(), loss_g.detach()])
