@@ -108,7 +108,9 @@ def traced(module: nn.Module, escapes: bool) -> Program:
         with graph.inserting_before(first):
             if isinstance(stretch, Stretch):
                 new = graph.call_function(_runner(stretch, number), (owner, first.args[0]))
-                parts.append(Part(stretch.path, described(stretch.fused), _modules(stretch.fused)))
+                parts.append(
+                    Part(_path(module, stretch.fused[0].core), described(stretch.fused), _modules(stretch.fused))
+                )
             else:
                 new = graph.call_function(_product(stretch, number), first.args, first.kwargs)
                 parts.append(Part("", _named(stretch), ()))
