@@ -74,7 +74,7 @@ def in_order(module: nn.Module, escapes: bool) -> Program:
     parts = []
     for run in plan(flat(module)):
         if not isinstance(run, nn.Module):
-            parts.append(Part(_path(module, run[0].core), described(run), _modules(run)))
+            parts.append(_part(module, run))
 
     def run_members(self: nn.Module, module: nn.Module, input: Tensor) -> Tensor:
         members = [member for child in module for member in flat(child)]  # type: ignore[attr-defined]
@@ -108,7 +108,7 @@ def traced(module: nn.Module, escapes: bool) -> Program:
         with graph.inserting_before(first):
             if isinstance(stretch, Stretch):
                 new = graph.call_function(_runner(stretch, number), (owner, first.args[0]))
-                parts.append(Part(stretch.path, described(stretch.fused), _modules(stretch.fused)))
+                parts.append(_part(module, stretch.fused))
             else:
                 new = graph.call_function(_product(stretch, number), first.args, first.kwargs)
                 parts.append(Part("", _named(stretch), ()))
@@ -144,6 +144,11 @@ def _product(product: Product, number: int) -> Callable[..., Tensor]:
     return run
 
 
+def _part(module: nn.Module, run: list[Fused]) -> Part:
+    path = next((path for path, found in module.named_modules() if found is run[0].core), "")
+    return Part(path, described(run), tuple(member for fused in run for member in fused.members))
+
+
 def described(run: list[Fused]) -> str:
     """Say in words what goes together: ``ConvTranspose2d + BatchNorm2d + ReLU``."""
     return ", ".join(" + ".join(_name(member) for member in fused.members) for fused in run)
@@ -156,11 +161,3 @@ def _name(member: nn.Module) -> str:
 
 def _named(product: Product) -> str:
     return " + ".join(str(getattr(node.target, "__name__", node.target)) for node in product.nodes)
-
-
-def _modules(run: list[Fused]) -> tuple[nn.Module, ...]:
-    return tuple(member for fused in run for member in fused.members)
-
-
-def _path(module: nn.Module, member: nn.Module) -> str:
-    return next((path for path, found in module.named_modules() if found is member), "")

@@ -39,11 +39,6 @@ class Stretch:
     steps: list[Step] = field(default_factory=list)
     fused: list[Fused] = field(default_factory=list)
 
-    @property
-    def path(self) -> str:
-        """The path of its first module."""
-        return next((step for step in self.steps if isinstance(step, str)), "")
-
 
 @dataclass
 class Product:

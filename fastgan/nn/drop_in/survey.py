@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from fastgan.nn.chain_members import ACTIVATIONS, NORMS, kind_of, overwrites, plain, take
+from fastgan.nn.chain_members import ACTIVATIONS, FORMING, NORMS, kind_of, overwrites, plain, take
 from fastgan.nn.drop_in.converted import LONE, make
 from fastgan.nn.drop_in.forward_code import RefusedError, works_in_place
 from fastgan.nn.drop_in.members import original, sequential
@@ -140,7 +140,7 @@ def reason(module: nn.Module) -> str | None:
     """Say why a module was kept as it was; None of one that there is nothing to say about."""
     kind = kind_of(module)
     if kind in LONE:
-        if not plain(module):
+        if not plain(module, FORMING):
             return "it has hooks, or a forward of its own"
         if getattr(module, "groups", 1) != 1:
             return f"{module.groups} groups are PyTorch's"

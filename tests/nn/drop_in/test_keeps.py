@@ -219,7 +219,7 @@ def test_the_report_names_what_goes_together_and_what_does_not() -> None:
     report = fastgan.convert(Net())
     told = {entry.path: entry.what for entry in report.replaced}
     assert told == {
-        "stem": "Conv2d + LeakyReLU(0.2)",
+        "stem.0": "Conv2d + LeakyReLU(0.2)",
         "head.1": "Linear + BatchNorm1d + ReLU",
         "blocks.0.conv1": "Conv2d + BatchNorm2d + LeakyReLU(0.1), Conv2d + Tanh",
         "blocks.1.conv1": "Conv2d + BatchNorm2d + LeakyReLU(0.1), Conv2d + Tanh",
