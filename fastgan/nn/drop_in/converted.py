@@ -13,14 +13,13 @@ from torch.nn.modules.module import _has_any_global_hook
 from fastgan import ops
 from fastgan.nn.drop_in import program
 from fastgan.nn.drop_in.forward_code import RefusedError
-from fastgan.nn.drop_in.members import original, sequential
+from fastgan.nn.drop_in.members import NOTE, original, sequential
 from fastgan.nn.drop_in.program import Part, Program
 from fastgan.nn.drop_in.tracing import new_class
 from fastgan.ops import chain
 from fastgan.ops.backend import by_reference
 from fastgan.ops.registration import traced, transformed
 
-NOTE = "_fastgan_drop_in"  # under which an instance keeps what it runs
 always = False  # whether programs run where the kernels do not: to check that they do what the forward does
 _classes: WeakKeyDictionary[type[nn.Module], type[nn.Module]] = WeakKeyDictionary()
 
