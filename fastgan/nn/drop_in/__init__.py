@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fastgan.errors import UserError
-from fastgan.nn.drop_in.converted import Converted, restore, swap
+from fastgan.nn.drop_in.converted import Converted, restore
 from fastgan.nn.drop_in.report import ConversionReport, Entry
 from fastgan.nn.drop_in.survey import Survey
 
@@ -36,8 +36,7 @@ def convert(module: nn.Module, *, channels_last: bool = False) -> ConversionRepo
     _check(module)
     revert(module)
     survey = Survey(module)
-    for found, made, escapes in survey.programs:
-        swap(found, made, escapes)
+    survey.convert()
     if channels_last:
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         vars(module)[CHANNELS_LAST] = True

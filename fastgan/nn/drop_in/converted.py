@@ -13,14 +13,13 @@ from torch.nn.modules.module import _has_any_global_hook
 from fastgan import ops
 from fastgan.nn.drop_in import program
 from fastgan.nn.drop_in.forward_code import RefusedError
-from fastgan.nn.drop_in.members import original, sequential
+from fastgan.nn.drop_in.members import NOTE, original, sequential
 from fastgan.nn.drop_in.program import Part, Program
 from fastgan.nn.drop_in.tracing import new_class
 from fastgan.ops import chain
 from fastgan.ops.backend import by_reference
 from fastgan.ops.registration import traced, transformed
 
-NOTE = "_fastgan_drop_in"  # under which an instance keeps what it runs
 always = False  # whether programs run where the kernels do not: to check that they do what the forward does
 _classes: WeakKeyDictionary[type[nn.Module], type[nn.Module]] = WeakKeyDictionary()
 
@@ -72,7 +71,7 @@ def converted_class(kind: type[nn.Module]) -> type[nn.Module]:
 
     @functools.wraps(plain)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if kwargs or not runs(self, args):
+        if kwargs or not runs(args):
             return plain(self, *args, **kwargs)
         ready = vars(self)[NOTE].ready(self)
         if ready is None or ready.inputs != len(args):
@@ -83,15 +82,15 @@ def converted_class(kind: type[nn.Module]) -> type[nn.Module]:
     return made
 
 
-def runs(module: nn.Module, args: tuple[Any, ...]) -> bool:
+def runs(args: tuple[Any, ...]) -> bool:
     """Whether a call goes by the program: on tensors that the kernels take, with nobody looking on."""
-    if not all(isinstance(value, Tensor) for value in args):
-        return False
-    if always or program.tally is not None:
-        return True
-    if traced(*args) or transformed() or _has_any_global_hook():
-        return False
-    return not any(value.is_floating_point() and by_reference(chain.OP, value) for value in args)
+    anyhow = always or program.tally is not None
+    for value in args:
+        if not isinstance(value, Tensor) or (
+            not anyhow and value.is_floating_point() and by_reference(chain.OP, value)
+        ):
+            return False
+    return anyhow or not (traced(*args) or transformed() or _has_any_global_hook())
 
 
 def make(module: nn.Module, escapes: bool) -> Program | None:

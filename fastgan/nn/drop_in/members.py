@@ -10,6 +10,7 @@ from fastgan.nn.chain import Chain
 from fastgan.nn.chain_members import plain
 
 Step = str | nn.Module  # a module's path, or a module that stands for a function
+NOTE = "_fastgan_drop_in"  # under which a converted instance keeps what it runs
 IN_ORDER = (nn.Sequential.forward, Chain.forward)
 
 
@@ -25,9 +26,13 @@ def sequential(module: nn.Module) -> bool:
 
 def flat(module: nn.Module) -> list[nn.Module]:
     """Return a module, or its members where it calls them in order and nobody listens to it."""
-    if not (sequential(module) and plain(module)):
+    if not plain(module):
         return [module]
-    return [member for child in module for member in flat(child)]  # type: ignore[attr-defined]
+    if sequential(module):
+        return [member for child in module for member in flat(child)]  # type: ignore[attr-defined]
+    note = vars(module).get(NOTE)
+    made = None if note is None else note.ready(module)
+    return [module] if made is None or made.steps is None else members_of(made.steps, module)
 
 
 def at(module: nn.Module, path: str) -> nn.Module:

@@ -10,9 +10,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fastgan.nn import chain
 from fastgan.nn.chain_members import Fused, plan
-from fastgan.nn.drop_in.members import flat, members_of
-from fastgan.nn.drop_in.stretches import PRODUCTS, Product, Stretch, mutated, stretches
+from fastgan.nn.drop_in.members import Step, flat, members_of
+from fastgan.nn.drop_in.stretches import PRODUCTS, Product, Stretch, stretches
 from fastgan.nn.drop_in.tracing import Traced, trace
+
+ONE_STRETCH = ["placeholder", "placeholder", "call_function", "output"]
 
 
 class Part(NamedTuple):
@@ -30,7 +32,7 @@ class Program(NamedTuple):
     inputs: int
     parts: tuple[Part, ...]
     traced: Traced | None = None
-    unsafe: frozenset[str] = frozenset()  # paths of modules whose results are changed in place
+    steps: tuple[Step, ...] | None = None  # where it runs these in order and does nothing else
 
     def holds(self, module: nn.Module) -> bool:
         """Whether the module is still such that the program does what its forward does."""
@@ -78,28 +80,28 @@ def in_order(module: nn.Module, escapes: bool) -> Program:
 
     def run_members(self: nn.Module, module: nn.Module, input: Tensor) -> Tensor:
         members = [member for child in module for member in flat(child)]  # type: ignore[attr-defined]
-        tail = _tail(members) if escapes else []
-        output = through(members[: len(members) - len(tail)], input)
-        for member in tail:
+        kept = _unexposed(members) if escapes else len(members)
+        output = through(members[:kept], input)
+        for member in members[kept:]:
             output = member(output)
         return output
 
     return Program(run_members, 1, tuple(parts))
 
 
-def _tail(members: list[nn.Module]) -> list[nn.Module]:
-    """Return the members at the end of which the last result is wanted for backward by us, but not by torch."""
-    at = len(members)
-    while at and isinstance(members[at - 1], (nn.LeakyReLU, nn.Dropout)):
-        at -= 1
-    return members[at:]
+def _unexposed(members: list[nn.Module]) -> int:
+    """Return how many members can run before the last result would be wanted for backward by us, but not by torch."""
+    last = list(plan(list(members)))[-1:]
+    if not last or isinstance(last[0], nn.Module) or not last[0][-1].keeps_result:
+        return len(members)
+    fused = last[0][-1]
+    return len(members) - len(fused.members) + fused.members.index(fused.core) + 1
 
 
 def traced(module: nn.Module, escapes: bool) -> Program:
     """Return the program of a module by its forward's trace; raise :class:`RefusedError` where it cannot be had."""
     found = trace(module)
     graph, parts = found.graph, list[Part]()
-    unsafe = {str(n.target) for n in graph.nodes if n.op == "call_module" and mutated(n, module, escapes)}
     whole = list(stretches(graph, module, escapes))
     with graph.inserting_before(next(iter(graph.nodes))):
         owner = graph.placeholder("fastgan_owner")
@@ -118,7 +120,9 @@ def traced(module: nn.Module, escapes: bool) -> Program:
     code = graph.python_code("self")
     space: dict[str, Any] = dict(code.globals)
     exec(compile(code.src, f"<{type(module).__name__}.forward, converted>", "exec"), space)
-    return Program(space["forward"], found.inputs, tuple(parts), found, frozenset(unsafe))
+    alone = whole[0] if len(whole) == 1 and [node.op for node in graph.nodes] == ONE_STRETCH else None
+    steps = tuple(alone.steps) if isinstance(alone, Stretch) else None
+    return Program(space["forward"], found.inputs, tuple(parts), found, steps)
 
 
 def _runner(stretch: Stretch, number: int) -> Callable[[nn.Module, Tensor], Tensor]:

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from fastgan.nn.chain import Chain
 from fastgan.nn.chain_members import ACTIVATIONS, FORMING, NORMS, kind_of, overwrites, plain, take
-from fastgan.nn.drop_in.converted import LONE, make
+from fastgan.nn.drop_in.converted import LONE, Converted, make, swap
 from fastgan.nn.drop_in.forward_code import RefusedError, works_in_place
-from fastgan.nn.drop_in.members import original, sequential
+from fastgan.nn.drop_in.members import flat, original, sequential
 from fastgan.nn.drop_in.program import Program
 from fastgan.nn.drop_in.report import Entry
 from fastgan.nn.drop_in.stretches import mutated
@@ -28,11 +29,9 @@ class Survey:
         self.modules = [m for m in module.modules() if not isinstance(m, LISTS)]
         self.refused: dict[int, str] = {}
         self.unsafe = self._unsafe()
-        self.programs: list[tuple[nn.Module, Program, bool]] = []
         self.replaced: list[Entry] = []
         self.kept: list[Entry] = []
         self._covered: set[int] = set()
-        self._plan()
 
     def _unsafe(self) -> set[int]:
         """Return the modules whose results may be changed in place by who calls them."""
@@ -53,20 +52,27 @@ class Survey:
             self.refused[id(module)] = str(why)
             return None
 
-    def _plan(self) -> None:
-        for module in self.modules:
-            if not composite(module) and not _functional(module):
+    def convert(self) -> None:
+        """Convert what is worth it: parts first, so that who calls them knows what they are made of."""
+        made: dict[int, Program] = {}
+        for module in reversed(self.modules):
+            if isinstance(module, Chain) or not (composite(module) or _functional(module)):
                 continue
-            made = make(module, id(module) in self.unsafe)
-            if made is not None:
-                self.programs.append((module, made, id(module) in self.unsafe))
-                self._record(module, made, "its members in order" if sequential(module) else "by its forward")
+            program = make(module, id(module) in self.unsafe)
+            if program is not None:
+                swap(module, program, id(module) in self.unsafe)
+                made[id(module)] = program
         for module in self.modules:
-            if original(type(module)) in LONE and id(module) not in self._covered and take([module]) is not None:
-                made = make(module, False)
-                assert made is not None
-                self.programs.append((module, made, False))
-                self._record(module, made, "alone")
+            if id(module) in made:
+                self._record(module, made[id(module)], "in order" if sequential(module) else "by its forward")
+            elif isinstance(module, Chain):
+                self._covered |= {id(member) for member in flat(module)}
+        for module in self.modules:
+            if type(module) in LONE and id(module) not in self._covered and take([module]) is not None:
+                program = make(module, False)
+                assert program is not None
+                swap(module, program, False)
+                self._record(module, program, "alone")
         self._keep()
 
     def _record(self, module: nn.Module, made: Program, why: str) -> None:
@@ -78,9 +84,8 @@ class Survey:
             self._covered |= {id(m) for m in part.modules}
 
     def _keep(self) -> None:
-        converted = {id(module) for module, _, _ in self.programs}
         for module in self.modules:
-            if id(module) in self._covered or id(module) in converted:
+            if id(module) in self._covered or isinstance(module, Converted):
                 continue
             why = self.refused.get(id(module)) or reason(module)
             if why:
@@ -139,6 +144,8 @@ def _within(module: nn.Module) -> Iterator[nn.Module]:
 def reason(module: nn.Module) -> str | None:
     """Say why a module was kept as it was; None of one that there is nothing to say about."""
     kind = kind_of(module)
+    if isinstance(module, Chain):
+        return "it is a Chain"
     if kind in LONE:
         if not plain(module, FORMING):
             return "it has hooks, or a forward of its own"

@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from fastgan.nn.drop_in.forward_code import Guard, RefusedError, check, constant, guard_of
+from fastgan.nn.drop_in.members import original
 
 OWN = frozenset(vars(nn.Module())) - {"training"}  # what torch keeps of every module
 CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
@@ -39,7 +40,8 @@ class Traced:
 
 def trace(module: nn.Module) -> Traced:
     """Trace a module's forward; raise :class:`RefusedError` with the reason where a trace would not be it."""
-    kind = type(module)
+    now = type(module)
+    kind = original(now)
     forward = kind.forward
     if "forward" in vars(module):
         raise RefusedError("its forward was replaced on the instance")
@@ -59,7 +61,7 @@ def trace(module: nn.Module) -> Traced:
     except Exception as error:
         raise RefusedError(f"it cannot be traced: {_line(error)}") from None
     finally:
-        object.__setattr__(module, "__class__", kind)
+        object.__setattr__(module, "__class__", now)
         for value, copied in seen.containers:
             if not (constant(value) and value == copied):
                 _restore(value, copied)

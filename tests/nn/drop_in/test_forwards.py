@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import fastgan
 from fastgan.nn.drop_in import converted
+from fastgan.nn.drop_in.members import NOTE
 
 Twins = Callable[[nn.Module], tuple[nn.Module, nn.Module]]
 Alike = Callable[..., None]
@@ -180,6 +181,7 @@ def test_values_that_it_goes_by_are_watched(signal: Tensor, twins: Twins, alike:
     for flag in (False, True):
         ours.flag = theirs.flag = flag
         alike(ours, theirs, signal)
+        assert vars(ours)[NOTE].program is not None, "it is traced anew"
     ours, theirs = twins(made(sized))
     fastgan.convert(ours)
     ours.sizes.append(7), theirs.sizes.append(7)
@@ -332,3 +334,29 @@ def test_shared_modules_and_layers_used_twice(twins: Twins, alike: Alike, signal
     fastgan.convert(ours)
     for _ in range(3):
         alike(ours, theirs, signal)
+
+
+class ConvBlock(nn.Module):
+    """The block of many code bases: a layer, its norm and an activation."""
+
+    def __init__(self, width: int, activation: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.norm, self.act = nn.Conv1d(width, width, 3, padding=1), nn.BatchNorm1d(width), activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.norm(self.conv(x)))
+
+
+def test_blocks_one_after_another_go_together(twins: Twins, alike: Alike, signal: Tensor) -> None:
+    ours, theirs = twins(
+        nn.Sequential(ConvBlock(3, nn.ReLU()), ConvBlock(3, nn.LeakyReLU(0.1, True)), nn.Conv1d(3, 1, 1))
+    )
+    report = fastgan.convert(ours)
+    whole = "Conv1d + BatchNorm1d + ReLU, Conv1d + BatchNorm1d + LeakyReLU(0.1), Conv1d"
+    assert [(entry.path, entry.what) for entry in report.replaced] == [("0.conv", whole)]
+    alike(ours, theirs, signal)
+    alike(ours[0], theirs[0], signal)
+    for net in (ours, theirs):
+        net[1].register_forward_hook(lambda module, inputs, output: output * 2)
+        net[0].act = nn.Softplus()
+    alike(ours, theirs, signal)
