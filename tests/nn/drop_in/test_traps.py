@@ -10,18 +10,12 @@ from torch import nn
 
 import fastgan
 from fastgan.benchmarks import drop_in_models
-from fastgan.nn.drop_in import converted
 
-here = drop_in_models.load(Path(__file__).with_name("drop_in_twins.py"))
+here = drop_in_models.load(Path(__file__).with_name("pairs.py"))
+pytestmark = pytest.mark.usefixtures("programs")
 code = drop_in_models.load(drop_in_models.FOLDER / "traps.py")
 TRAPS = {trap.__name__: (trap, size) for trap, size in code.TRAPS.items()}
 FP64 = torch.float64
-
-
-@pytest.fixture(autouse=True)
-def programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What would run on a GPU runs here as well, its stretches one layer after another."""
-    monkeypatch.setattr(converted, "always", True)
 
 
 def passes(networks: tuple[nn.Module, nn.Module], size: tuple[int, ...], tolerance: float = 1e-10) -> None:

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 import fastgan
 from fastgan.benchmarks import drop_in_models
 from fastgan.benchmarks.drop_in_models import STYLES, Style
-from fastgan.nn.drop_in import converted
 
-here = drop_in_models.load(Path(__file__).with_name("drop_in_twins.py"))
+here = drop_in_models.load(Path(__file__).with_name("pairs.py"))
+pytestmark = pytest.mark.usefixtures("programs")
 
 NAMED = {style.name: style for style in STYLES}
 BOTH = [
@@ -37,12 +37,6 @@ def inputs_of(style: Style, letter: str, n: int = ROWS) -> tuple[Tensor, ...]:
     return style.inputs(letter, style.draw(n, torch.Generator().manual_seed(2)))
 
 
-@pytest.fixture(autouse=True)
-def programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What would run on a GPU runs here as well, its stretches one layer after another."""
-    monkeypatch.setattr(converted, "always", True)
-
-
 @pytest.mark.parametrize("name, letter", BOTH)
 def test_a_pass_is_the_same(name: str, letter: str) -> None:
     """Outputs, gradients, second ones where somebody penalises them, running statistics; in training and after it."""
@@ -59,8 +53,14 @@ def test_a_pass_is_the_same(name: str, letter: str) -> None:
     here.same_state(mine, theirs, 1e-10)
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-10), (torch.float32, 1e-4)], ids=["fp64", "fp32"])
-@pytest.mark.parametrize("name", NAMED)
+TRAININGS = [
+    *(pytest.param(name, torch.float64, 1e-10, id=f"{name}-fp64") for name in NAMED),
+    pytest.param("mlp", torch.float32, 1e-4, id="mlp-fp32"),
+    *(pytest.param(name, torch.float32, 1e-4, id=f"{name}-fp32", marks=pytest.mark.full) for name in [*NAMED][1:]),
+]
+
+
+@pytest.mark.parametrize("name, dtype, tolerance", TRAININGS)
 def test_ten_steps_are_the_same(name: str, dtype: torch.dtype, tolerance: float) -> None:
     """Those to convert are it after their optimisers were built, as people may."""
     (wanted, theirs), (losses, mine) = (here.trained(NAMED[name], dtype, 10, convert) for convert in (False, True))

@@ -16,8 +16,8 @@ import fastgan
 from fastgan.benchmarks import drop_in_models
 from fastgan.nn.drop_in import converted
 
-here = drop_in_models.load(Path(__file__).with_name("drop_in_twins.py"))
-written = drop_in_models.load(Path(__file__).with_name("drop_in_sources.py"))
+here = drop_in_models.load(Path(__file__).with_name("pairs.py"))
+written = drop_in_models.load(Path(__file__).with_name("sources.py"))
 DEVICES = [pytest.param("cpu", marks=pytest.mark.interpret), pytest.param("cuda", marks=pytest.mark.gpu)]
 CHECKS = settings(suppress_health_check=[*HealthCheck])
 FEWER = settings(CHECKS, max_examples=settings().max_examples // 2)

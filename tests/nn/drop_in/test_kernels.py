@@ -17,7 +17,7 @@ import fastgan
 from fastgan.benchmarks import drop_in_models
 from fastgan.benchmarks.drop_in_models import STYLES, Style
 
-here = drop_in_models.load(Path(__file__).with_name("drop_in_twins.py"))
+here = drop_in_models.load(Path(__file__).with_name("pairs.py"))
 code = drop_in_models.load(drop_in_models.FOLDER / "traps.py")
 MARKS = [pytest.mark.interpret]
 NAMED = {style.name: style for style in STYLES}
