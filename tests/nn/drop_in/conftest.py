@@ -52,3 +52,9 @@ def twins() -> Callable[[nn.Module], tuple[nn.Module, nn.Module]]:
         return module, copy.deepcopy(module)
 
     return pair
+
+
+@pytest.fixture
+def signal() -> Tensor:
+    """Return a batch of signals of three channels."""
+    return torch.randn(5, 3, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
