@@ -242,7 +242,7 @@ def inferring(setting: Setting, race: Race, way: Way, dtype: torch.dtype = torch
 
 def built(setting: Setting, race: Race, way: Way, check: bool) -> dict[str, nn.Module]:
     """Return a style's networks, from one seed whoever asks, converted and compiled as the way says."""
-    import fastgan
+    from fastgan.nn import drop_in
 
     with torch.random.fork_rng([setting.device] if setting.on_gpu else []):
         torch.manual_seed(setting.seed)
@@ -254,7 +254,7 @@ def built(setting: Setting, race: Race, way: Way, check: bool) -> dict[str, nn.M
         if race.channels_last:
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if way.converted:
-            fastgan.convert(network, channels_last=race.channels_last)
+            drop_in.convert(network, channels_last=race.channels_last)
         if way.compiled:
             network.compile(dynamic=False)
     return networks
@@ -269,15 +269,16 @@ def undropped(network: nn.Module) -> None:
 
 def called(way: Way, run: Callable[..., object], state: list[object]) -> Callable[..., object]:
     """Return a call as the way has it: on its backend, and under ``fastgan.capture``."""
-    import fastgan
+    from fastgan.ops.backend import backend
+    from fastgan.train.capture import capture
 
     def on_backend(*given: object) -> object:
-        with fastgan.backend(way.backend):
+        with backend(way.backend):
             return run(*given)
 
     if not way.captured:
         return on_backend
-    return fastgan.capture(on_backend, state=state)
+    return capture(on_backend, state=state)
 
 
 def prepared(setting: Setting, race: Race, way: Way) -> Call:

@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import nn
 
-import fastgan
 from fastgan.benchmarks import drop_in, drop_in_goals, drop_in_models, main
 from fastgan.benchmarks.drop_in import Race
 from fastgan.benchmarks.drop_in_goals import AFTER, BEFORE, CAPTURED, COMPILED
@@ -19,6 +18,7 @@ from fastgan.benchmarks.drop_in_models import STYLES
 from fastgan.benchmarks.record import Check, Spread, Timed
 from fastgan.benchmarks.setting import Setting
 from fastgan.errors import UserError
+from fastgan.nn import drop_in as conversion
 
 NAMED = {style.name: style for style in STYLES}
 
@@ -61,7 +61,7 @@ def test_a_conversion_that_changes_something_has_no_times(mode: str, monkeypatch
     def spoilt(network: nn.Module, channels_last: bool = False) -> None:
         next(network.parameters()).data.mul_(1.2)
 
-    monkeypatch.setattr(fastgan, "convert", spoilt)
+    monkeypatch.setattr(conversion, "convert", spoilt)
     rows = measured("mlp", mode)
     assert rows[BEFORE].wall_us is not None
     assert rows[AFTER].wall_us is None and not rows[AFTER].passed
@@ -73,7 +73,7 @@ def test_autocast_and_a_conversion_that_raises(monkeypatch: pytest.MonkeyPatch) 
     def broken(network: nn.Module, channels_last: bool = False) -> None:
         raise RuntimeError("planted")
 
-    monkeypatch.setattr(fastgan, "convert", broken)
+    monkeypatch.setattr(conversion, "convert", broken)
     row = measured("mlp", "inference")[AFTER]
     assert not row.passed and "planted" in (row.note or "")
 

@@ -22,7 +22,6 @@ BOTH = [
     (name, letter) for name, style in NAMED.items() for letter in ("G", "D") if name != "stylegan2" or letter == "D"
 ]
 PENALISED = {("ctgan", "D"), ("stylegan2", "D"), ("mlp", "D"), ("dcgan", "D"), ("sngan", "D"), ("mlp", "G")}
-SHARE = {"mlp": 0.95, "dcgan": 0.95, "ctgan": 0.95}  # of the FLOPs, at least
 BY_HOOKS = {"hifigan", "sngan"}  # whose weights are no leaves: PyTorch itself cannot copy them after a forward pass
 PARAMETRIZED = {"hifigan-parametrized", "sngan-conditional"}  # which PyTorch does not pickle
 ROWS = 4
@@ -67,16 +66,6 @@ def test_ten_steps_are_the_same(name: str, dtype: torch.dtype, tolerance: float)
     torch.testing.assert_close(losses, wanted, rtol=tolerance, atol=tolerance)
     for letter, net in theirs.items():
         here.same_state(mine[letter], net, tolerance)
-
-
-@pytest.mark.parametrize("name, letter", BOTH)
-def test_most_of_the_work_is_replaced(name: str, letter: str) -> None:
-    """By the FLOPs of a forward pass at the published size."""
-    style = NAMED[name]
-    with torch.device("meta"):
-        net = style.networks(full=True).named()[letter]
-        share = fastgan.convert(net).covered(*style.inputs(letter, style.nothing(2 * style.pack)))
-    assert share >= SHARE.get(name, 0.8), f"{share:.1%}"
 
 
 @pytest.mark.parametrize("name, letter", BOTH)
