@@ -11,6 +11,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from fastgan.nn.batch_norm import BatchNorm1dAct, BatchNorm2dAct
 from fastgan.nn.conv import Conv1dAct, Conv2dAct, ConvTranspose1dAct, ConvTranspose2dAct
+from fastgan.nn.instance_norm import InstanceNorm1dAct, InstanceNorm2dAct
 from fastgan.nn.linear import LinearAct
 from fastgan.nn.synced_batch_norm import SyncedBatchNorm1d, SyncedBatchNorm2d
 from fastgan.ops import activation as act
@@ -25,7 +26,10 @@ CONV = {  # and the dimensions of what they take
     **dict.fromkeys((nn.Conv1d, nn.ConvTranspose1d, Conv1dAct, ConvTranspose1dAct), 3),
     **dict.fromkeys((nn.Conv2d, nn.ConvTranspose2d, Conv2dAct, ConvTranspose2dAct), 4),
 }
-INSTANCE_NORMS: dict[type, tuple[int, ...]] = {nn.InstanceNorm1d: (3,), nn.InstanceNorm2d: (4,)}
+INSTANCE_NORMS: dict[type, tuple[int, ...]] = {
+    **dict.fromkeys((nn.InstanceNorm1d, InstanceNorm1dAct), (3,)),
+    **dict.fromkeys((nn.InstanceNorm2d, InstanceNorm2dAct), (4,)),
+}
 Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.InstanceNorm1d | nn.InstanceNorm2d
 NORMS: dict[type, tuple[int, ...]] = {
     **INSTANCE_NORMS,
