@@ -11,6 +11,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from fastgan.nn.batch_norm import BatchNorm1dAct, BatchNorm2dAct
 from fastgan.nn.conv import Conv1dAct, Conv2dAct, ConvTranspose1dAct, ConvTranspose2dAct
+from fastgan.nn.instance_norm import InstanceNorm1dAct, InstanceNorm2dAct
 from fastgan.nn.linear import LinearAct
 from fastgan.nn.synced_batch_norm import SyncedBatchNorm1d, SyncedBatchNorm2d
 from fastgan.ops import activation as act
@@ -25,7 +26,10 @@ CONV = {  # and the dimensions of what they take
     **dict.fromkeys((nn.Conv1d, nn.ConvTranspose1d, Conv1dAct, ConvTranspose1dAct), 3),
     **dict.fromkeys((nn.Conv2d, nn.ConvTranspose2d, Conv2dAct, ConvTranspose2dAct), 4),
 }
-INSTANCE_NORMS: dict[type, tuple[int, ...]] = {nn.InstanceNorm1d: (3,), nn.InstanceNorm2d: (4,)}
+INSTANCE_NORMS: dict[type, tuple[int, ...]] = {
+    **dict.fromkeys((nn.InstanceNorm1d, InstanceNorm1dAct), (3,)),
+    **dict.fromkeys((nn.InstanceNorm2d, InstanceNorm2dAct), (4,)),
+}
 Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.InstanceNorm1d | nn.InstanceNorm2d
 NORMS: dict[type, tuple[int, ...]] = {
     **INSTANCE_NORMS,
@@ -81,14 +85,17 @@ class Fused(NamedTuple):
 def plan(members: list[nn.Module]) -> Iterator[nn.Module | list[Fused]]:
     """Yield runs of layers to fuse, and between them the members that are not fused. Empties the list."""
     run: list[Fused] = []
+    fresh = False  # whether what the next member takes was made for it alone
     while members:
-        fused = take(members)
+        fused = take(members, fresh)
         if run and (fused is None or not _follows(fused, run)):
             yield run
             run = []
         if fused is not None:
             run.append(fused)
+            fresh = False
         else:
+            fresh = kind_of(members[0]) in NORMS and plain(members[0])
             yield members.pop(0)
     if run:
         yield run
@@ -100,10 +107,10 @@ def _follows(fused: Fused, run: list[Fused]) -> bool:
     return fused.dims == run[-1].dims and fused.layer.before == NOTHING and len(told) < 2
 
 
-def take(members: list[nn.Module]) -> Fused | None:
-    """Take a layer and what can be fused around it off the front of the list."""
+def take(members: list[nn.Module], fresh: bool = False) -> Fused | None:
+    """Take a layer and what can be fused around it off the front of the list; ``fresh``: nobody else has its input."""
     before = list(members)
-    ahead = _take_ahead(members)
+    ahead = _take_ahead(members, fresh)
     scale = _take_upsample(members)
     core = members[0]
     kind = kind_of(core)
@@ -190,11 +197,11 @@ def _padding(conv: nn.Module) -> tuple[int, ...] | None:
     return padding  # type: ignore[return-value]
 
 
-def _take_ahead(members: list[nn.Module]) -> tuple[str, float]:
-    """Take an activation in front of a convolution that leaves its input as it is."""
+def _take_ahead(members: list[nn.Module], fresh: bool) -> tuple[str, float]:
+    """Take an activation in front of a convolution that nobody sees change its input."""
     scaled = len(members) > 2 and type(members[1]) in UPSAMPLES
     conv = members[2 if scaled else 1] if len(members) > 1 else None
-    if conv is None or kind_of(conv) not in CONV or getattr(members[0], "inplace", False):
+    if conv is None or kind_of(conv) not in CONV or (overwrites(members[0]) and not fresh):
         return NOTHING
     return _take_activation(members)
 

@@ -6,6 +6,7 @@ from fastgan.ops.bce import bce as bce
 from fastgan.ops.bce import bce_with_logits as bce_with_logits
 from fastgan.ops.concat_linear import Embedded as Embedded
 from fastgan.ops.concat_linear import concat_linear_act as concat_linear_act
+from fastgan.ops.conditional_batch_norm_act import conditional_batch_norm_act as conditional_batch_norm_act
 from fastgan.ops.conv import conv1d_act as conv1d_act
 from fastgan.ops.conv import conv2d_act as conv2d_act
 from fastgan.ops.conv import conv_transpose1d_act as conv_transpose1d_act
@@ -13,6 +14,7 @@ from fastgan.ops.conv import conv_transpose2d_act as conv_transpose2d_act
 from fastgan.ops.diff_augment import diff_augment as diff_augment
 from fastgan.ops.gan_loss import gan_loss as gan_loss
 from fastgan.ops.halves import halves as halves
+from fastgan.ops.instance_norm_act import instance_norm_act as instance_norm_act
 from fastgan.ops.interpolate import interpolate as interpolate
 from fastgan.ops.latent import labels as labels
 from fastgan.ops.latent import latent as latent

@@ -12,6 +12,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from fastgan import ops
 from fastgan.nn.drop_in import program
+from fastgan.nn.drop_in.calls import Key, key_of, one_tensor, signature_of
 from fastgan.nn.drop_in.forward_code import RefusedError
 from fastgan.nn.drop_in.members import NOTE, original, sequential
 from fastgan.nn.drop_in.program import Part, Program
@@ -21,25 +22,37 @@ from fastgan.ops.backend import by_reference
 from fastgan.ops.registration import traced, transformed
 
 always = False  # whether programs run where the kernels do not: to check that they do what the forward does
+MOST_CALLS = 16  # kinds of calls of one module that have programs
 _classes: WeakKeyDictionary[type[nn.Module], type[nn.Module]] = WeakKeyDictionary()
 
 
 class Note:
     """What a converted instance keeps beside its state: its program, made anew for copies."""
 
-    def __init__(self, escapes: bool = False, made: Program | None = None) -> None:
+    def __init__(self, escapes: bool = False) -> None:
         self.escapes = escapes
-        self.program = made
-        self.stale = made is None
+        self.programs: dict[Key, Program | None] = {}  # for each kind of call
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Note, (self.escapes,)
 
-    def ready(self, module: nn.Module) -> Program | None:
+    def ready(self, module: nn.Module, key: Key) -> Program | None:
         """Return the program, made anew where the module is no longer what it was made of; None where there is none."""
-        if self.stale or not (self.program is None or self.program.holds(module)):
-            self.program, self.stale = make(module, self.escapes), False
-        return self.program
+        known = key in self.programs
+        made = self.programs.get(key)
+        if made is not None and made.holds(module):
+            return made
+        if made is not None or (not known and len(self.programs) < MOST_CALLS):
+            made = self.programs[key] = make(module, self.escapes, key)
+        return made
+
+    def usual(self, module: nn.Module) -> Program | None:
+        """Return the program of calls with one tensor, the first argument, where no more need be given."""
+        signature = signature_of(original(type(module)).forward)
+        assert signature is not None
+        first, *others = signature.usual
+        alone = first[0] is Tensor and all(kind is not Tensor for kind, _ in others)
+        return self.ready(module, signature.usual) if alone else None
 
 
 class Converted:
@@ -68,50 +81,58 @@ def converted_class(kind: type[nn.Module]) -> type[nn.Module]:
     if kind in _classes:
         return _classes[kind]
     plain: Callable[..., Any] = kind.forward
+    signature = signature_of(plain)
 
     @functools.wraps(plain)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if kwargs or not runs(args):
+        values = None if signature is None else signature.bound(args, kwargs)
+        key = None if values is None else key_of(values)
+        if values is None or key is None:
             return plain(self, *args, **kwargs)
-        ready = vars(self)[NOTE].ready(self)
-        if ready is None or ready.inputs != len(args):
-            return plain(self, *args)
-        return ready.run(self, self, *args)
+        tensors = [value for value in values if isinstance(value, Tensor)]
+        ready = vars(self)[NOTE].ready(self, key) if runs(tensors) else None
+        return plain(self, *args, **kwargs) if ready is None else ready.run(self, self, *tensors)
 
     made = _classes[kind] = new_class(kind, Converted, forward=forward, converted_from=kind)
     return made
 
 
-def runs(args: tuple[Any, ...]) -> bool:
+def runs(tensors: list[Tensor]) -> bool:
     """Whether a call goes by the program: on tensors that the kernels take, with nobody looking on."""
-    anyhow = always or program.tally is not None
-    for value in args:
-        if not isinstance(value, Tensor) or (
-            not anyhow and value.is_floating_point() and by_reference(chain.OP, value)
-        ):
+    if always or program.tally is not None:
+        return True
+    for value in tensors:
+        if value.is_floating_point() and by_reference(chain.OP, value):
             return False
-    return anyhow or not (traced(*args) or transformed() or _has_any_global_hook())
+    return not (traced(*tensors) or transformed() or _has_any_global_hook())
 
 
-def make(module: nn.Module, escapes: bool) -> Program | None:
-    """Make the program of a module; None where nothing of it goes together."""
+def make(module: nn.Module, escapes: bool, key: Key) -> Program | None:
+    """Make the program of a module for a kind of call; None where nothing of it goes together."""
     made: Program | None
     try:
         if sequential(module):
-            made = program.in_order(module, escapes)
+            made = program.in_order(module, escapes) if one_tensor(key) else None
         elif original(type(module)) in LONE:
-            made = _alone(module)
+            made = _alone(module) if one_tensor(key) else None
         else:
-            made = program.traced(module, escapes)
+            made = program.traced(module, escapes, key)
     except RefusedError:
         return None
     return made if made is not None and made.parts else None
 
 
-def swap(module: nn.Module, made: Program, escapes: bool) -> None:
-    """Convert one instance."""
-    module.__class__ = converted_class(type(module))
-    vars(module)[NOTE] = Note(escapes, made)
+def swap(module: nn.Module, escapes: bool) -> Program | None:
+    """Convert one instance, if that is worth it; return the program of its usual calls, or of those with all told."""
+    signature = signature_of(original(type(module)).forward)
+    note = Note(escapes)
+    for key in () if signature is None else (signature.usual, signature.full):
+        made = note.ready(module, key)
+        if made is not None:
+            module.__class__ = converted_class(type(module))
+            vars(module)[NOTE] = note
+            return made
+    return None
 
 
 def restore(module: nn.Module) -> None:
@@ -127,7 +148,7 @@ def _alone(module: nn.Module) -> Program:
     def run(self: nn.Module, module: nn.Module, input: Tensor) -> Tensor:
         return call(module, input) if program.tally is None else program.tally.product(call, module, input)
 
-    return Program(run, 1, (Part("", original(type(module)).__name__, (module,)),))
+    return Program(run, (Part("", original(type(module)).__name__, (module,)),))
 
 
 def _convolve(op: Callable[..., Tensor]) -> Callable[[Any, Tensor], Tensor]:

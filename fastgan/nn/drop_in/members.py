@@ -31,7 +31,7 @@ def flat(module: nn.Module) -> list[nn.Module]:
     if sequential(module):
         return [member for child in module for member in flat(child)]  # type: ignore[attr-defined]
     note = vars(module).get(NOTE)
-    made = None if note is None else note.ready(module)
+    made = None if note is None else note.usual(module)
     return [module] if made is None or made.steps is None else members_of(made.steps, module)
 
 

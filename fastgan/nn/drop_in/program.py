@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fastgan.nn import chain
 from fastgan.nn.chain_members import Fused, plan
+from fastgan.nn.drop_in.calls import Key
 from fastgan.nn.drop_in.members import Step, flat, members_of
 from fastgan.nn.drop_in.stretches import PRODUCTS, Product, Stretch, stretches
 from fastgan.nn.drop_in.tracing import Traced, trace
@@ -28,8 +29,7 @@ class Part(NamedTuple):
 class Program(NamedTuple):
     """Runs in place of a forward, while it ``holds``."""
 
-    run: Callable[..., Any]  # (module, module, *inputs)
-    inputs: int
+    run: Callable[..., Any]  # (module, module, *tensors)
     parts: tuple[Part, ...]
     traced: Traced | None = None
     steps: tuple[Step, ...] | None = None  # where it runs these in order and does nothing else
@@ -86,7 +86,7 @@ def in_order(module: nn.Module, escapes: bool) -> Program:
             output = member(output)
         return output
 
-    return Program(run_members, 1, tuple(parts))
+    return Program(run_members, tuple(parts))
 
 
 def _unexposed(members: list[nn.Module]) -> int:
@@ -98,9 +98,9 @@ def _unexposed(members: list[nn.Module]) -> int:
     return len(members) - len(fused.members) + fused.members.index(fused.core) + 1
 
 
-def traced(module: nn.Module, escapes: bool) -> Program:
+def traced(module: nn.Module, escapes: bool, key: Key) -> Program:
     """Return the program of a module by its forward's trace; raise :class:`RefusedError` where it cannot be had."""
-    found = trace(module)
+    found = trace(module, key)
     graph, parts = found.graph, list[Part]()
     whole = list(stretches(graph, module, escapes))
     with graph.inserting_before(next(iter(graph.nodes))):
@@ -122,7 +122,7 @@ def traced(module: nn.Module, escapes: bool) -> Program:
     exec(compile(code.src, f"<{type(module).__name__}.forward, converted>", "exec"), space)
     alone = whole[0] if len(whole) == 1 and [node.op for node in graph.nodes] == ONE_STRETCH else None
     steps = tuple(alone.steps) if isinstance(alone, Stretch) else None
-    return Program(space["forward"], found.inputs, tuple(parts), found, steps)
+    return Program(space["forward"], tuple(parts), found, steps)
 
 
 def _runner(stretch: Stretch, number: int) -> Callable[[nn.Module, Tensor], Tensor]:

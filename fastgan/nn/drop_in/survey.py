@@ -10,7 +10,8 @@ from torch import nn
 
 from fastgan.nn.chain import Chain
 from fastgan.nn.chain_members import ACTIVATIONS, FORMING, NORMS, kind_of, overwrites, plain, take
-from fastgan.nn.drop_in.converted import LONE, Converted, make, swap
+from fastgan.nn.drop_in.calls import signature_of
+from fastgan.nn.drop_in.converted import LONE, Converted, swap
 from fastgan.nn.drop_in.forward_code import RefusedError, works_in_place
 from fastgan.nn.drop_in.members import flat, original, sequential
 from fastgan.nn.drop_in.program import Program
@@ -58,9 +59,8 @@ class Survey:
         for module in reversed(self.modules):
             if isinstance(module, Chain) or not (composite(module) or _functional(module)):
                 continue
-            program = make(module, id(module) in self.unsafe)
+            program = swap(module, id(module) in self.unsafe)
             if program is not None:
-                swap(module, program, id(module) in self.unsafe)
                 made[id(module)] = program
         for module in self.modules:
             if id(module) in made:
@@ -69,9 +69,8 @@ class Survey:
                 self._covered |= {id(member) for member in flat(module)}
         for module in self.modules:
             if type(module) in LONE and id(module) not in self._covered and take([module]) is not None:
-                program = make(module, False)
+                program = swap(module, False)
                 assert program is not None
-                swap(module, program, False)
                 self._record(module, program, "alone")
         self._keep()
 
@@ -122,8 +121,16 @@ def _changed(module: nn.Module, graph: torch.fx.Graph | None, escapes: bool) -> 
     elif graph is not None:
         called = [node for node in graph.nodes if node.op == "call_module"]
         yield from (module.get_submodule(str(n.target)) for n in called if mutated(n, module, escapes))
-    elif escapes or any(map(works_in_place, _methods(original(type(module))))):
+    if sequential(module) or (graph is not None and _called_alike(module)):
+        return
+    if escapes or any(map(works_in_place, _methods(original(type(module))))):
         yield from _within(module)
+
+
+def _called_alike(module: nn.Module) -> bool:
+    """Whether there is only one way to call a module."""
+    signature = signature_of(original(type(module)).forward)
+    return signature is not None and not signature.defaults
 
 
 def _methods(kind: type) -> Iterator[types.FunctionType]:

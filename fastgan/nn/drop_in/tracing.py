@@ -7,14 +7,15 @@ and the graph is used only while they stay as they were.
 
 from __future__ import annotations
 
-import inspect
 import operator
 import types
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx, nn
 
+from fastgan.nn.drop_in.calls import Key, given, signature_of
 from fastgan.nn.drop_in.forward_code import Guard, RefusedError, check, constant, guard_of
 from fastgan.nn.drop_in.members import original
 
@@ -27,7 +28,6 @@ class Traced:
     """A forward method, and what has to hold for the graph to be it."""
 
     graph: fx.Graph
-    inputs: int  # tensors that it takes, all by place
     guards: tuple[Guard, ...]
     lists: tuple[tuple[str, tuple[str, ...]], ...]  # containers and the names of their members
 
@@ -38,21 +38,24 @@ class Traced:
         )
 
 
-def trace(module: nn.Module) -> Traced:
-    """Trace a module's forward; raise :class:`RefusedError` with the reason where a trace would not be it."""
+def trace(module: nn.Module, key: Key | None = None) -> Traced:
+    """Trace a module's forward for a kind of call; raise :class:`RefusedError` where a trace would not be it.
+
+    The graph takes the call's tensors; what else it brings is in the graph. No ``key``: the usual call.
+    """
     now = type(module)
     kind = original(now)
     forward = kind.forward
     if "forward" in vars(module):
         raise RefusedError("its forward was replaced on the instance")
-    parameters = list(inspect.signature(forward).parameters.values())[1:]
-    if not parameters or any(p.kind not in (p.POSITIONAL_OR_KEYWORD, p.POSITIONAL_ONLY) for p in parameters):
+    signature = signature_of(forward)
+    if signature is None:
         raise RefusedError("it takes arguments by * or by name alone, or none")
     written = [vars(base)["forward"] for base in kind.__mro__ if "forward" in vars(base)]
     seen = _Seen([guard for function in written if _foreign(function) for guard in check(function)])
     lists = tuple((path, tuple(m._modules)) for path, m in _containers(module))
     try:
-        module.__class__ = _watched(kind, seen)
+        module.__class__ = _watched(kind, seen, _called(forward, signature.names, key or signature.usual))
         graph = _Tracer().trace(module)
     except RefusedError:
         raise
@@ -68,7 +71,7 @@ def trace(module: nn.Module) -> Traced:
                 seen.changed = True
     if seen.changed:
         raise RefusedError("it keeps values in lists")
-    return Traced(graph, len(parameters), tuple(seen.guards.values()), lists)
+    return Traced(graph, tuple(seen.guards.values()), lists)
 
 
 class _Seen:
@@ -109,7 +112,17 @@ class _Unregistered:
         pass
 
 
-def _watched(kind: type[nn.Module], seen: _Seen) -> type[nn.Module]:
+def _called(forward: Callable[..., Any], names: tuple[str, ...], key: Key) -> Callable[..., Any]:
+    """Return a forward that takes tensors alone, the other arguments being what they are in that kind of call."""
+    fixed = {f"fixed_{at}": value for at, (kind, value) in enumerate(key) if kind is not Tensor}
+    kinds = zip(names, (kind for kind, _ in key), strict=True)
+    told = (name if kind is Tensor else f"fixed_{at}" for at, (name, kind) in enumerate(kinds))
+    text = f"lambda self, {', '.join(given(names, key))}: fastgan_forward(self, {', '.join(told)})"
+    made: Callable[..., Any] = eval(text, {"fastgan_forward": forward, **fixed})  # noqa: S307 -- names that we made
+    return made
+
+
+def _watched(kind: type[nn.Module], seen: _Seen, forward: Callable[..., Any]) -> type[nn.Module]:
     """Make a subclass for the time of a trace, that tells which plain values are read and lets none be written."""
 
     def read(self: nn.Module, name: str) -> Any:
@@ -126,7 +139,13 @@ def _watched(kind: type[nn.Module], seen: _Seen) -> type[nn.Module]:
     def refuse(self: nn.Module, name: str, *_: Any) -> None:
         raise RefusedError("it keeps values in attributes")
 
-    space = {"__getattribute__": read, "__getattr__": fetch, "__setattr__": refuse, "__delattr__": refuse}
+    space = {
+        "forward": forward,
+        "__getattribute__": read,
+        "__getattr__": fetch,
+        "__setattr__": refuse,
+        "__delattr__": refuse,
+    }
     return new_class(kind, _Unregistered, **space)
 
 
