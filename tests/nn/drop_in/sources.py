@@ -13,6 +13,46 @@ from torch import nn
 from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 
 
+def slope(x, by=0.2):
+    return F.leaky_relu(x, by)
+
+
+class Block(nn.Module):
+    def __init__(self, layer, norm, act):
+        super().__init__()
+        self.conv, self.norm, self.act = layer, norm, act
+
+    def forward(self, x):
+        return self.act(self.norm(self.conv(x)))
+
+
+class Residual(nn.Module):
+    def __init__(self, layer, inplace=False):
+        super().__init__()
+        self.body = nn.Sequential(nn.LeakyReLU(0.2, inplace), layer)
+        self.scale = 0.5
+
+    def forward(self, x, other=None):
+        h = self.body(x)
+        if other is not None:
+            h = h + other
+        return x + self.scale * h
+
+
+class Again(nn.Module):
+    def __init__(self, layers):
+        super().__init__()
+        self.layers, self.by = nn.ModuleList(layers), 0.1
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = self.soften(layer(F.leaky_relu(x, self.by)))
+        return x
+
+    def soften(self, x):
+        return torch.tanh(x)
+
+
 class Net(nn.Module):
     def __init__(self):
         super().__init__()
@@ -32,7 +72,14 @@ FUNCTIONS = (
     *("F.relu(x)", "F.relu(x, inplace=True)", "torch.relu(x)", "x.relu()", "x.relu_()", "F.elu(x)", "F.softplus(x)"),
     *("F.leaky_relu(x, 0.2)", "F.leaky_relu(x)", "F.leaky_relu(x, negative_slope=0.1, inplace=True)"),
     *("F.leaky_relu_(x, 0.3)", "F.leaky_relu(x, -0.3)", "torch.tanh(x)", "x.tanh()", "F.tanh(x)", "torch.sigmoid(x)"),
-    *("x.sigmoid_()", "F.dropout(x, 0.3, self.training)", "x * 0.7", "F.instance_norm(x) if x.dim() == 4 else x"),
+    *(
+        "slope(x)",
+        "slope(x, 0.3)",
+        "x.sigmoid_()",
+        "F.dropout(x, 0.3, self.training)",
+        "x * 0.7",
+        "F.instance_norm(x) if x.dim() == 4 else x",
+    ),
 )
 MOVES = (
     *("layer",) * 5,
@@ -40,6 +87,7 @@ MOVES = (
     *("activation",) * 3,
     *("function",) * 4,
     *("chain",) * 2,
+    *("block", "block", "residual", "list"),
     *("save", "add", "add", "cat", "reuse", "keep", "branch", "resize", "note"),
 )
 
@@ -88,6 +136,11 @@ class Writer:
         self.size = {"valid": self.size - 2, "down": self.size // 2, "up": self.size * 2}.get(kind, self.size)
         return self.one_of(*WRAPS).format(layer)
 
+    def keeping(self) -> str:
+        """Return a layer that keeps the shape."""
+        c, kind = self.channels, "Linear" if self.world == "vector" else f"Conv{1 if self.world == 'signal' else 2}d"
+        return self.one_of(*WRAPS).format(f"nn.{kind}({c}, {c}{'' if self.world == 'vector' else ', 3, 1, 1'})")
+
     def norm(self) -> str:
         told = self.one_of(*NORMS)
         if self.world == "image" and self.one_of(True, False, False):
@@ -122,6 +175,16 @@ class Writer:
                 kind = self.one_of("layer", "norm", "activation", "activation")
                 parts.append(self.one_of(*MODULES) if kind == "activation" else getattr(self, kind)())
             self.call(f"nn.Sequential({', '.join(parts)})")
+        elif what == "block":
+            self.call(f"Block({self.layer()}, {self.norm()}, {self.one_of(*MODULES)})")
+        elif what in ("residual", "list"):
+            layers = [self.keeping() for _ in range(1 if what == "residual" else self.one_of(1, 2))]
+            if what == "list":
+                self.call(f"Again([{', '.join(layers)}])")
+            else:
+                name = self.member(f"Residual({layers[0]}{self.one_of('', ', True')})")
+                others = ["", ", None", *(f", {name}" for name in same), *(f", other={name}" for name in same)]
+                self.lines.append(f"x = self.{name}(x{self.one_of(*others)})")
         elif what == "save":
             self.saved.append((f"s{next(self.numbers)}", *before))
             self.lines.append(f"{self.saved[-1][0]} = x")
