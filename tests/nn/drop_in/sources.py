@@ -97,9 +97,11 @@ class Writer:
 
     def __init__(self, draw: Any) -> None:
         self.draw, self.numbers = draw, itertools.count()
-        self.world = draw(st.sampled_from(["vector", "signal", "image", "image"]))
-        self.channels, self.size = draw(st.integers(2, 5)), 0 if self.world == "vector" else 6
-        self.shape = (self.channels, *([self.size] * ("vector", "signal", "image").index(self.world)))
+        self.world = draw(st.sampled_from(["vector", "sequence", "signal", "image", "image"]))
+        self.flat = self.world in ("vector", "sequence")
+        self.channels, self.size = draw(st.integers(2, 5)), 0 if self.flat else 6
+        dims = {"vector": (), "sequence": (3,), "signal": (6,), "image": (6, 6)}[self.world]
+        self.shape = (*dims, self.channels) if self.flat else (self.channels, *dims)
         self.members: list[str] = []
         self.lines: list[str] = ["kept = []"]
         self.saved: list[tuple[str, int, int]] = []
@@ -112,7 +114,7 @@ class Writer:
         """Return a layer; what is on its way has its shape from now on."""
         wide, bias = self.draw(st.integers(1, 6)), self.one_of("", ", bias=False")
         c, self.channels = self.channels, wide
-        if self.world == "vector":
+        if self.flat:
             return self.one_of(*WRAPS).format(f"nn.Linear({c}, {wide}{bias})")
         d = 1 if self.world == "signal" else 2
         kinds = ["1", "3", "valid", "dilated", "grouped", "same"]
@@ -138,11 +140,13 @@ class Writer:
 
     def keeping(self) -> str:
         """Return a layer that keeps the shape."""
-        c, kind = self.channels, "Linear" if self.world == "vector" else f"Conv{1 if self.world == 'signal' else 2}d"
-        return self.one_of(*WRAPS).format(f"nn.{kind}({c}, {c}{'' if self.world == 'vector' else ', 3, 1, 1'})")
+        c, kind = self.channels, "Linear" if self.flat else f"Conv{1 if self.world == 'signal' else 2}d"
+        return self.one_of(*WRAPS).format(f"nn.{kind}({c}, {c}{'' if self.flat else ', 3, 1, 1'})")
 
     def norm(self) -> str:
         told = self.one_of(*NORMS)
+        if self.world == "sequence":
+            return f"nn.LayerNorm({self.channels})"
         if self.world == "image" and self.one_of(True, False, False):
             return f"nn.InstanceNorm2d({self.channels}, affine={self.one_of(True, False)})"
         return f"nn.BatchNorm{2 if self.world == 'image' else 1}d({self.channels}{', ' if told else ''}{told})"
@@ -190,7 +194,12 @@ class Writer:
             self.lines.append(f"{self.saved[-1][0]} = x")
         elif what == "add" and same:
             self.lines.append(self.one_of("x = x + {}", "x = {} + x", "x += {}", "x = 0.5 * x + {}").format(same[-1]))
-        elif what == "cat" and self.channels < 12 and (near := [s for s in self.saved if s[2] == self.size]):
+        elif (
+            what == "cat"
+            and self.channels < 12
+            and self.world != "sequence"
+            and (near := [s for s in self.saved if s[2] == self.size])
+        ):
             self.lines.append(f"x = torch.cat([x, {near[-1][0]}], 1)")
             self.channels += near[-1][1]
         elif what == "reuse" and (known := [m for m, *shape in self.square if tuple(shape) == before]):
