@@ -62,12 +62,13 @@ class ConversionReport:
 
 
 def _table(title: str, entries: tuple[Entry, ...]) -> str:
-    """Lay entries out, those that differ by numbers in their paths in one row, and what is long in several lines."""
+    """Lay entries out, those in one row whose paths differ by numbers or depth, and what is long in several lines."""
     if not entries:
         return ""
     count: dict[tuple[str, str, str], list[str]] = {}
     for entry in entries:
-        count.setdefault((re.sub(r"\d+", "*", entry.path), entry.what, entry.why), []).append(entry.path)
+        shape = re.sub(r"((?:\.[^.]+)+?)\1+", r"\1...", re.sub(r"\d+", "*", entry.path))
+        count.setdefault((shape, entry.what, entry.why), []).append(entry.path)
     rows = []
     for (shape, what, why), paths in count.items():
         path = (paths[0] or "(itself)") if len(paths) == 1 else f"{shape} ({len(paths)})"

@@ -65,7 +65,7 @@ class Survey:
         for module in self.modules:
             if id(module) in made:
                 self._record(
-                    module, made[id(module)], "its members in order" if sequential(module) else "found in a forward"
+                    module, made[id(module)], "members in order" if sequential(module) else "found in a forward"
                 )
             elif isinstance(module, Chain):
                 self._covered |= {id(member) for member in flat(module)}
@@ -168,9 +168,8 @@ def reason(module: nn.Module) -> str | None:
     if isinstance(module, nn.modules.batchnorm._NormBase):
         return "no layer that is replaced stands in front of it"
     if kind in ACTIVATIONS:
-        return (
-            "it changes what others may read" if overwrites(module) else "no layer that is replaced stands next to it"
-        )
+        apart = "no layer that is replaced stands next to it"
+        return "it works in place on what others may read" if overwrites(module) else apart
     if isinstance(module, torch.jit.ScriptModule):
         return "it is compiled by torch.jit"
     return None
