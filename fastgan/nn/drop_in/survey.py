@@ -98,7 +98,7 @@ def composite(module: nn.Module) -> bool:
     kind = original(type(module))
     if isinstance(module, (*LISTS, torch.jit.ScriptModule)) or not module._modules:
         return False
-    return sequential(module) or not _torchs(kind)
+    return sequential(module) or "forward" in vars(module) or not _torchs(kind)
 
 
 def _functional(module: nn.Module) -> bool:

@@ -133,6 +133,24 @@ def test_maps_in_place_of_vectors_are_multiplied_as_they_are(twins: Twins, alike
     alike(ours, theirs, signal)
 
 
+def test_a_norm_is_not_moved_behind_what_changes_its_input(twins: Twins, signal: Tensor) -> None:
+    class Late(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.conv = nn.InstanceNorm1d(3), nn.Conv1d(3, 3, 1)
+
+        def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+            x = x * 1
+            h = self.norm(x)
+            x += scale
+            return h * scale + self.conv(x)
+
+    ours, theirs = twins(Late())
+    fastgan.convert(ours)
+    with torch.no_grad():
+        torch.testing.assert_close(*(net(signal, torch.ones_like(signal[:, :, :1])) for net in (ours, theirs)))
+
+
 @pytest.mark.interpret
 def test_conditional_norms_on_the_kernels(signal: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(converted, "always", False)
