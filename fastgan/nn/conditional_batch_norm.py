@@ -9,6 +9,36 @@ from fastgan.ops.activation import check
 from fastgan.ops.conditional_batch_norm_act import conditional_batch_norm_act
 
 
+def conditioned(
+    bn: nn.BatchNorm1d | nn.BatchNorm2d,
+    input: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    activation: str = "none",
+    negative_slope: float = 0.0,
+) -> Tensor:
+    """Normalise as ``bn`` does, which has no vectors of its own, then scale and shift each sample, and activate."""
+    bn._check_input_dim(input)
+    moves = bn.training and bn.track_running_stats
+    reads = moves or not bn.training
+    output = conditional_batch_norm_act(
+        input,
+        scale,
+        shift,
+        bn.running_mean if reads else None,
+        bn.running_var if reads else None,
+        bn.training or (bn.running_mean is None and bn.running_var is None),
+        0.0 if bn.momentum is None else bn.momentum,
+        bn.eps,
+        activation=activation,
+        negative_slope=negative_slope,
+        num_batches_tracked=bn.num_batches_tracked if moves and bn.momentum is None else None,
+    )
+    if moves and bn.num_batches_tracked is not None:
+        bn.num_batches_tracked.add_(1)
+    return output
+
+
 class ConditionalBatchNorm2dAct(nn.Module):
     """Normalise by the batch, scale and shift by what the sample's class says, and activate: as one op.
 
@@ -62,27 +92,8 @@ class ConditionalBatchNorm2dAct(nn.Module):
 
     def forward(self, input: Tensor, labels: Tensor) -> Tensor:
         """Return the normalised and activated images; in training move the running statistics and count the batch."""
-        bn = self.bn
-        bn._check_input_dim(input)
         scale, shift = self.embed(labels).chunk(2, 1)
-        moves = bn.training and bn.track_running_stats
-        reads = moves or not bn.training
-        output = conditional_batch_norm_act(
-            input,
-            scale,
-            shift,
-            bn.running_mean if reads else None,
-            bn.running_var if reads else None,
-            bn.training or (bn.running_mean is None and bn.running_var is None),
-            0.0 if bn.momentum is None else bn.momentum,
-            bn.eps,
-            activation=self.activation,
-            negative_slope=self.negative_slope,
-            num_batches_tracked=bn.num_batches_tracked if moves and bn.momentum is None else None,
-        )
-        if moves and bn.num_batches_tracked is not None:
-            bn.num_batches_tracked.add_(1)
-        return output
+        return conditioned(self.bn, input, scale, shift, self.activation, self.negative_slope)
 
     def extra_repr(self) -> str:
         """Show the activation."""

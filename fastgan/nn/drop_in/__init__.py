@@ -35,8 +35,12 @@ def convert(module: nn.Module, *, channels_last: bool = False) -> ConversionRepo
     """
     _check(module)
     revert(module)
-    survey = Survey(module)
-    survey.convert()
+    try:
+        survey = Survey(module)
+        survey.convert()
+    except BaseException:
+        revert(module)  # half a conversion is none
+        raise
     if channels_last:
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         vars(module)[CHANNELS_LAST] = True

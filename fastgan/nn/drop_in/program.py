@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fastgan.nn import chain
 from fastgan.nn.chain_members import Fused, plan
 from fastgan.nn.drop_in.calls import Key
+from fastgan.nn.drop_in.conditional import conditionals, runner
 from fastgan.nn.drop_in.members import Step, flat, members_of
 from fastgan.nn.drop_in.stretches import PRODUCTS, Product, Stretch, stretches
 from fastgan.nn.drop_in.tracing import Traced, trace
@@ -117,6 +118,13 @@ def traced(module: nn.Module, escapes: bool, key: Key) -> Program:
         last.replace_all_uses_with(new)
         for node in reversed(stretch.nodes):
             graph.erase_node(node)
+    for number, normed in enumerate(list(conditionals(graph, module))):
+        with graph.inserting_before(normed.total):
+            normed.total.replace_all_uses_with(graph.call_function(runner(normed, number), (owner, *normed.operands)))
+        for node in (normed.total, normed.product, normed.norm):
+            graph.erase_node(node)
+        norm = module.get_submodule(normed.path)
+        parts.append(Part(normed.path, f"{_name(norm)} + scale + shift", (norm,)))
     code = graph.python_code("self")
     space: dict[str, Any] = dict(code.globals)
     exec(compile(code.src, f"<{type(module).__name__}.forward, converted>", "exec"), space)

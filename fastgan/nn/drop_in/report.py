@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,8 +11,6 @@ from torch import nn
 
 from fastgan.nn.drop_in import program
 from fastgan.ops.backend import backend
-
-WIDEST = 46
 
 
 @dataclass(frozen=True)
@@ -63,9 +62,18 @@ class ConversionReport:
 
 
 def _table(title: str, entries: tuple[Entry, ...]) -> str:
+    """Lay entries out, those in one row whose paths differ by numbers or depth, and what is long in several lines."""
     if not entries:
         return ""
-    lines = [(entry.path or "(itself)", entry.what, entry.why) for entry in entries]
-    wide = [min(WIDEST, max(len(line[at]) for line in lines)) for at in (0, 1)]
-    rows = ["  ".join([path.ljust(wide[0]), what.ljust(wide[1]), why]).rstrip() for path, what, why in lines]
-    return "\n".join([f"{title}: {len(entries)}", *(f"  {row}" for row in rows)])
+    count: dict[tuple[str, str, str], list[str]] = {}
+    for entry in entries:
+        shape = re.sub(r"((?:\.[^.]+)+?)\1+", r"\1...", re.sub(r"\d+", "*", entry.path))
+        count.setdefault((shape, entry.what, entry.why), []).append(entry.path)
+    rows = []
+    for (shape, what, why), paths in count.items():
+        path = (paths[0] or "(itself)") if len(paths) == 1 else f"{shape} ({len(paths)})"
+        first, *rest = what.split(", ")
+        rows += [(path, first, why), *(("", part, "") for part in rest)]
+    wide = [max(len(row[at]) for row in rows) for at in (0, 1)]
+    lines = ("  ".join([path.ljust(wide[0]), what.ljust(wide[1]), why]).rstrip() for path, what, why in rows)
+    return "\n".join([f"{title}: {len(entries)}", *(f"  {line}" for line in lines)])

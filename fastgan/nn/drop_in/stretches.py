@@ -173,6 +173,13 @@ def activation_of(member: nn.Module | None) -> tuple[str, float]:
     return _take_activation([] if member is None else [member])
 
 
+def changes(node: fx.Node, module: nn.Module) -> bool:
+    """Whether a node may change a tensor in place."""
+    if node.op == "call_module":
+        return any(map(overwrites, module.get_submodule(str(node.target)).modules()))
+    return _in_place(node)
+
+
 def _in_place(node: fx.Node) -> bool:
     name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
     if node.kwargs.get("inplace") or node.kwargs.get("out") is not None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fastgan.nn.chain import Chain
-from fastgan.nn.chain_members import ACTIVATIONS, FORMING, NORMS, kind_of, overwrites, plain, take
+from fastgan.nn.chain_members import ACTIVATIONS, FORMING, kind_of, overwrites, plain, take
 from fastgan.nn.drop_in.calls import signature_of
 from fastgan.nn.drop_in.converted import LONE, Converted, swap
 from fastgan.nn.drop_in.forward_code import RefusedError, works_in_place
@@ -64,7 +64,9 @@ class Survey:
                 made[id(module)] = program
         for module in self.modules:
             if id(module) in made:
-                self._record(module, made[id(module)], "in order" if sequential(module) else "by its forward")
+                self._record(
+                    module, made[id(module)], "members in order" if sequential(module) else "found in a forward"
+                )
             elif isinstance(module, Chain):
                 self._covered |= {id(member) for member in flat(module)}
         for module in self.modules:
@@ -96,7 +98,7 @@ def composite(module: nn.Module) -> bool:
     kind = original(type(module))
     if isinstance(module, (*LISTS, torch.jit.ScriptModule)) or not module._modules:
         return False
-    return sequential(module) or not _torchs(kind)
+    return sequential(module) or "forward" in vars(module) or not _torchs(kind)
 
 
 def _functional(module: nn.Module) -> bool:
@@ -163,10 +165,11 @@ def reason(module: nn.Module) -> str | None:
         if "parametrizations" in module._modules:
             return "its weight is parametrized, and nothing that is replaced calls it"
         return "the kernels do not take it"
-    if kind in NORMS or isinstance(module, nn.modules.batchnorm._NormBase):
+    if isinstance(module, nn.modules.batchnorm._NormBase):
         return "no layer that is replaced stands in front of it"
     if kind in ACTIVATIONS:
-        return "no layer that is replaced stands in front of it"
+        apart = "no layer that is replaced stands next to it"
+        return "it works in place on what others may read" if overwrites(module) else apart
     if isinstance(module, torch.jit.ScriptModule):
         return "it is compiled by torch.jit"
     return None

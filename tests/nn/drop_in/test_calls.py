@@ -11,8 +11,10 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 import fastgan
 from fastgan.nn.drop_in import converted
@@ -199,6 +201,27 @@ def test_weights_parametrized_after_the_conversion(twins: Twins, alike: Alike, s
     alike(ours, theirs, signal)
     fastgan.revert(ours)
     assert type(ours.layer) is nn.Conv1d
+
+
+@pytest.mark.interpret
+def test_who_looks_on_sees_the_model_that_it_was(signal: Tensor) -> None:
+    """A hook on all modules, and a mode that sees each operation."""
+    ours = Residual()
+    theirs = copy.deepcopy(ours)
+    fastgan.convert(ours)
+    seen: dict[int, list[str]] = {}
+    for net in (ours, theirs):
+        calls = seen[id(net)] = []
+        hook = register_module_forward_hook(lambda m, *_, calls=calls: calls.append(type(m).__name__))
+        with hook, fastgan.backend("triton"):
+            net(signal.float())
+    assert seen[id(ours)] == seen[id(theirs)]
+    counts = []
+    for net in (ours, theirs):
+        with fastgan.backend("triton"), FlopCounterMode(display=False) as counter:
+            net(signal.float())
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] > 0
 
 
 @pytest.mark.interpret

@@ -225,7 +225,7 @@ def test_the_report_names_what_goes_together_and_what_does_not() -> None:
         "blocks.1.conv1": "Conv2d + BatchNorm2d + LeakyReLU(0.1), Conv2d + Tanh",
     }
     assert [(entry.path, entry.what) for entry in report.kept] == []
-    assert "replaced: 4" in str(report) and "by its forward" in str(report)
+    assert "replaced: 4" in str(report) and "found in a forward" in str(report)
 
 
 def test_covered_counts_flops_and_leaves_the_model_as_it_was(image: Tensor) -> None:
