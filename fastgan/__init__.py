@@ -20,6 +20,7 @@ FLOORS = (
     "ops",
     "nn",
     "optim",
+    "stylegan",
     "objectives",
     "models",
     "data",

@@ -140,9 +140,8 @@ def _room(like: Tensor, dim: int) -> Tensor:
 def _launched(input: Tensor, bias: Tensor | None, form: Form) -> Tensor:
     from fastgan.kernels import gained_act as kernels
 
-    how: Any = form[1:]
     x = _folded(input, form.dim)
-    return kernels.gained_act(x, _column(bias), *how, last=_last(x)).view(input.shape)
+    return kernels.gained_act(x, _column(bias), *form[1:], _last(x)).view(input.shape)
 
 
 def _column(bias: Tensor | None) -> Tensor | None:
@@ -164,10 +163,9 @@ def _slope(grad: Tensor, saved: Tensor | None, bias: Tensor | None, form: Form, 
 def _launched_slope(grad: Tensor, saved: Tensor | None, bias: Tensor | None, form: Form) -> Tensor:
     from fastgan.kernels import gained_act as kernels
 
-    how: Any = form[1:]
     g, kept = _folded(grad, form.dim), None if saved is None else _folded(saved, form.dim)
     last = _last(g if kept is None else kept)
-    return kernels.gained_act_slope(g, kept, _column(bias), *how, last=last).view(grad.shape)
+    return kernels.gained_act_slope(g, kept, _column(bias), *form[1:], last).view(grad.shape)
 
 
 def _bend(grad: Tensor, other: Tensor, saved: Tensor, bias: Tensor | None, form: Form, direct: bool) -> Tensor:
@@ -183,9 +181,8 @@ def _bend(grad: Tensor, other: Tensor, saved: Tensor, bias: Tensor | None, form:
 def _launched_bend(grad: Tensor, other: Tensor, saved: Tensor, bias: Tensor | None, form: Form) -> Tensor:
     from fastgan.kernels import gained_act as kernels
 
-    how: Any = form[1:]
     g, v, kept = (_folded(tensor, form.dim) for tensor in (grad, other, saved))
-    return kernels.gained_act_bend(g, v, kept, _column(bias), *how, last=_last(kept)).view(grad.shape)
+    return kernels.gained_act_bend(g, v, kept, _column(bias), *form[1:], _last(kept)).view(grad.shape)
 
 
 def _summed(gradient: Tensor, bias: Tensor, dim: int) -> Tensor:

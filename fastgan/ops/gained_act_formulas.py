@@ -67,7 +67,7 @@ def sloped(grad: Tensor, saved: Tensor | None, bias: Tensor | None, form: Form) 
     if act == "linear":
         h = torch.ones_like(t)
     elif act in ("relu", "lrelu"):
-        h = torch.where(t > 0, 1.0, form.alpha if act == "lrelu" else 0.0)
+        h = torch.where(t > 0, torch.ones_like(t), form.alpha if act == "lrelu" else 0.0)
     elif act == "tanh":
         h = 1 - t * t
     elif act == "sigmoid":

@@ -18,6 +18,7 @@ from fastgan.ops.registration import batched, below_autograd, register_op, trace
 OP = register("upfirdn2d")
 Factor = int | Sequence[int]
 Pair = tuple[int, int]
+Sides = tuple[int, int, int, int]  # x before, x behind, y before, y behind
 FARTHEST = 2**31 - 2**16  # coordinate that the kernel reaches
 
 
@@ -146,18 +147,16 @@ def downsample2d(
     return upfirdn2d(input, filter, 1, down, around(filter, padding, down=pair(down, "down")), flip_filter, gain)
 
 
-def around(filter: Tensor | None, padding: Factor, up: Pair = (1, 1), down: Pair = (1, 1)) -> tuple[int, ...]:
+def around(filter: Tensor | None, padding: Factor, up: Pair = (1, 1), down: Pair = (1, 1)) -> Sides:
     """Return the padding (x before, x behind, y before, y behind) that keeps a filter's middle on the pixels.
 
-    Where images only become larger, or only smaller, their size becomes exactly so many times more or less.
+    One of up and down is 1: images become so many times larger, or smaller.
     """
-    result = list(sides(padding))
-    for axis, (taps, u, d) in enumerate(zip(filter_size(filter), up, down, strict=True)):
-        behind = taps - u if u > 1 else taps - d
-        before = behind + 2 * u - 1 if u > 1 else behind + 1
-        result[2 * axis] += before // 2
-        result[2 * axis + 1] += behind // 2
-    return tuple(result)
+    left, right, above, below = sides(padding)
+    (x_before, x_behind), (y_before, y_behind) = (
+        ((taps + u - d) // 2, (taps - u - d + 1) // 2) for taps, u, d in zip(filter_size(filter), up, down, strict=True)
+    )
+    return left + x_before, right + x_behind, above + y_before, below + y_behind
 
 
 def pair(factor: Factor, name: str) -> Pair:
@@ -168,7 +167,7 @@ def pair(factor: Factor, name: str) -> Pair:
     return int(x), int(y)
 
 
-def sides(padding: Factor) -> tuple[int, int, int, int]:
+def sides(padding: Factor) -> Sides:
     """Return a padding as (x before, x behind, y before, y behind); raise a ``UserError`` for what is none."""
     parts = [padding] * 2 if isinstance(padding, int) else list(padding)
     if len(parts) == 2:
@@ -223,14 +222,13 @@ def _plainly(
     """Return the same by plain PyTorch, step by step: zeros between the pixels, padding, a convolution, every n-th."""
     N, C, H, W = x.shape
     spread = F.pad(x[:, :, :, None, :, None], (0, up[0] - 1, 0, 0, 0, up[1] - 1)).reshape(N, C, H * up[1], W * up[0])
-    behind = [(size[1 - at] - 1) * down[at] + f.shape[1 - at] - spread.shape[3 - at] - pad[at] for at in (0, 1)]
+    reach = [(size[1 - at] - 1) * down[at] + f.shape[1 - at] for at in (0, 1)]  # of the filter, along x and y
+    behind = [reach[at] - spread.shape[3 - at] - pad[at] for at in (0, 1)]
     padded = F.pad(spread, [max(side, 0) for side in (pad[0], behind[0], pad[1], behind[1])])
-    rows, columns = (slice(max(-pad[at], 0), padded.shape[3 - at] - max(-behind[at], 0)) for at in (1, 0))
+    images = padded.narrow(2, max(-pad[1], 0), reach[1]).narrow(3, max(-pad[0], 0), reach[0])
     taps = (f.flip([0, 1]) if turned else f).to(x.dtype) * gain
-    images = padded[:, :, rows, columns]
-    images = images.reshape(N * C, 1, *images.shape[2:])
-    filtered = F.conv2d(images, taps[None, None], stride=(down[1], down[0])).view(N, C, *size)
-    return filtered.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+    filtered = F.conv2d(images.reshape(N * C, 1, reach[1], reach[0]), taps[None, None], stride=(down[1], down[0]))
+    return filtered.view(N, C, *size).contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
 def _launched(
