@@ -220,7 +220,10 @@ def room(like: Tensor, last: bool) -> Tensor:
     return like.new_empty((A, B, C)).transpose(1, 2) if last else like.new_empty((A, C, B))
 
 
-def gained_act(x: Tensor, bias: Tensor | None, act: str, alpha: float, gain: float, clamp: float, last: bool) -> Tensor:
+def gained_act(
+    x: Tensor, bias: Tensor | None, act: str, alpha: float, gain: float, clamp: float, last: bool,
+    out: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """Return y [A, C, B] = clamp(gain phi(x + bias)).
 
     Args:
@@ -231,18 +234,20 @@ def gained_act(x: Tensor, bias: Tensor | None, act: str, alpha: float, gain: flo
         gain: not 0.
         clamp: the largest |y|; negative: none.
         last: whether the result's channels lie innermost.
+        out: where it goes, dense and in that layout; None: new memory. The other two likewise.
     """
-    y = room(x, last)
+    y = room(x, last) if out is None else out
     if x.numel():
         submit(act_launch, (x, None, None, bias), (y,), act, alpha, gain, clamp, 0, last)
     return y
 
 
 def gained_act_slope(
-    gy: Tensor, saved: Tensor | None, bias: Tensor | None, act: str, alpha: float, gain: float, clamp: float, last: bool
-) -> Tensor:
+    gy: Tensor, saved: Tensor | None, bias: Tensor | None, act: str, alpha: float, gain: float, clamp: float,
+    last: bool, out: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """Return gx = gy h: ``saved`` is y, or x (with its bias) of swish, or None of a linear one without clamp."""
-    gx = room(gy, last)
+    gx = room(gy, last) if out is None else out
     if gy.numel():
         submit(_slope_launch, (gy, saved, bias), (gx,), act, alpha, gain, clamp, last)
     return gx
@@ -250,10 +255,10 @@ def gained_act_slope(
 
 def gained_act_bend(
     gy: Tensor, v: Tensor, saved: Tensor, bias: Tensor | None, act: str, alpha: float, gain: float, clamp: float,
-    last: bool,
+    last: bool, out: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Return gy v h', the gradient of what was saved where v is that of gx, of a smooth activation."""
-    bent = room(gy, last)
+    bent = room(gy, last) if out is None else out
     if gy.numel():
         submit(act_launch, (saved, gy, v, bias), (bent,), act, alpha, gain, clamp, 2, last)
     return bent

@@ -129,19 +129,23 @@ def _last(folded: Tensor) -> bool:
 
 
 def _room(like: Tensor, dim: int) -> Tensor:
-    """Return what a kernel would return for such an operand, of any content."""
-    folded = _folded(like, dim)
-    A, C, B = folded.shape
-    if _last(folded):
-        return like.new_empty((A, B, C)).transpose(1, 2).view(like.shape)
-    return like.new_empty(like.shape)
+    """Return what a kernel would return for such an operand, of any content: no view, people write into it."""
+    places = list(range(like.dim()))
+    if _last(_folded(like, dim)):
+        places.append(places.pop(dim))
+    strides, step = [0] * like.dim(), 1
+    for at in reversed(places):
+        strides[at] = step
+        step *= max(like.shape[at], 1)
+    return torch.empty_strided(like.shape, strides, dtype=like.dtype, device=like.device)
 
 
 def _launched(input: Tensor, bias: Tensor | None, form: Form) -> Tensor:
     from fastgan.kernels import gained_act as kernels
 
-    x = _folded(input, form.dim)
-    return kernels.gained_act(x, _column(bias), *form[1:], _last(x)).view(input.shape)
+    x, result = _folded(input, form.dim), _room(input, form.dim)
+    kernels.gained_act(x, _column(bias), *form[1:], _last(x), _folded(result, form.dim))
+    return result
 
 
 def _column(bias: Tensor | None) -> Tensor | None:
@@ -163,9 +167,12 @@ def _slope(grad: Tensor, saved: Tensor | None, bias: Tensor | None, form: Form, 
 def _launched_slope(grad: Tensor, saved: Tensor | None, bias: Tensor | None, form: Form) -> Tensor:
     from fastgan.kernels import gained_act as kernels
 
-    g, kept = _folded(grad, form.dim), None if saved is None else _folded(saved, form.dim)
-    last = _last(g if kept is None else kept)
-    return kernels.gained_act_slope(g, kept, _column(bias), *form[1:], last).view(grad.shape)
+    like = grad if saved is None else saved
+    kept = None if saved is None else _folded(saved, form.dim)
+    gradient, last = _room(like, form.dim), _last(_folded(like, form.dim))
+    out = _folded(gradient, form.dim)
+    kernels.gained_act_slope(_folded(grad, form.dim), kept, _column(bias), *form[1:], last, out)
+    return gradient
 
 
 def _bend(grad: Tensor, other: Tensor, saved: Tensor, bias: Tensor | None, form: Form, direct: bool) -> Tensor:
@@ -181,8 +188,10 @@ def _bend(grad: Tensor, other: Tensor, saved: Tensor, bias: Tensor | None, form:
 def _launched_bend(grad: Tensor, other: Tensor, saved: Tensor, bias: Tensor | None, form: Form) -> Tensor:
     from fastgan.kernels import gained_act as kernels
 
-    g, v, kept = (_folded(tensor, form.dim) for tensor in (grad, other, saved))
-    return kernels.gained_act_bend(g, v, kept, _column(bias), *form[1:], _last(kept)).view(grad.shape)
+    gradient = _room(saved, form.dim)
+    g, v, kept, out = (_folded(tensor, form.dim) for tensor in (grad, other, saved, gradient))
+    kernels.gained_act_bend(g, v, kept, _column(bias), *form[1:], _last(kept), out)
+    return gradient
 
 
 def _summed(gradient: Tensor, bias: Tensor, dim: int) -> Tensor:

@@ -101,15 +101,13 @@ def test_a_filter_may_want_a_gradient() -> None:
 
 
 @pytest.mark.parametrize(("taps", "how"), FORMS)
-@pytest.mark.parametrize("layout", ["rows", "last", "crop"])
+@pytest.mark.parametrize("layout", ["rows", "crop"])
 def test_kernels_gradients_of_any_order_are_the_references(
     device: str, taps: tuple[int, ...] | None, how: dict[str, Any], layout: str
 ) -> None:
     x = numbers(1, 3, 4, 5, device=device, dtype=torch.float32).detach()
-    if layout != "rows":
-        x = x.contiguous(memory_format=torch.channels_last)
     if layout == "crop":
-        x = F.pad(x, (1, 2, 1, 1))[:, :, 1:-1, 1:-2]
+        x = F.pad(x.contiguous(memory_format=torch.channels_last), (1, 2, 1, 1))[:, :, 1:-1, 1:-2]
 
     def results(x: Tensor) -> list[Tensor]:
         x = x.detach().requires_grad_()
