@@ -108,9 +108,8 @@ def test_export_for_any_batch(op: Op, x: Tensor) -> None:
     same(program.module()(more), plain(op)(more))
 
 
-@pytest.mark.parametrize("mode", ["real", "symbolic"])
-def test_make_fx_through_two_backwards(op: Op, x: Tensor, mode: str) -> None:
-    traced = make_fx(penalty(op), tracing_mode=mode, _allow_non_fake_inputs=True)(x)  # bias and filter
+def test_make_fx_through_two_backwards(op: Op, x: Tensor) -> None:
+    traced = make_fx(penalty(op), tracing_mode="symbolic", _allow_non_fake_inputs=True)(x)  # bias and filter
     same(traced(x), penalty(plain(op))(x))
 
 
@@ -137,7 +136,8 @@ def test_checkpoint(op: Op, x: Tensor, reentrant: bool) -> None:
     same(x.grad, torch.autograd.grad(plain(op)(x).square().sum(), x)[0])
 
 
-def test_a_mistake_while_compiling_is_still_named(x: Tensor) -> None:
+def test_a_mistake_while_compiling_is_still_named() -> None:
+    x = torch.randn(2, 3, 4, 5)
     with pytest.raises(UserError, match="did you mean 'relu'"):
         torch.compile(lambda x: gained_act(x, None, 1, "rellu"), backend="eager")(x)
     with pytest.raises(UserError, match="no pixel is left"):

@@ -86,7 +86,7 @@ class SynthesisLayer(torch.nn.Module):
 
 
 class Generator(torch.nn.Module):
-    def __init__(self, z_dim=6, w_dim=5, channels=4):
+    def __init__(self, z_dim=6, w_dim=5, channels=2):
         super().__init__()
         self.mapping = FullyConnectedLayer(z_dim, w_dim, activation="lrelu")
         self.const = torch.nn.Parameter(torch.randn([channels, 4, 4]))
@@ -116,7 +116,7 @@ class MinibatchStdLayer(torch.nn.Module):
 
 
 class Discriminator(torch.nn.Module):
-    def __init__(self, channels=4, mbstd=None):
+    def __init__(self, channels=2, mbstd=None):
         super().__init__()
         self.fromrgb = Conv2dLayer(3, channels, kernel_size=1, activation="lrelu", conv_clamp=2.0)
         self.conv0 = Conv2dLayer(channels, channels, kernel_size=3, activation="lrelu", conv_clamp=2.0)

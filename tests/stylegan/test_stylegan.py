@@ -95,14 +95,17 @@ def loaded(source: str) -> dict[str, Any]:
     return namespace
 
 
-def trained(networks: dict[str, Any], steps: int, dtype: torch.dtype, device: str, **how: Any) -> list[Tensor]:
+def trained(
+    networks: dict[str, Any], steps: int, dtype: torch.dtype, device: str, batch: int = 4, **how: Any
+) -> list[Tensor]:
     """A few steps of both players with R1 and a path length penalty: losses, samples, weights."""
     torch.manual_seed(0)
     g, d = networks["Generator"]().to(device, dtype), networks["Discriminator"](**how).to(device, dtype)
     players = [torch.optim.Adam(net.parameters(), lr=0.01, betas=(0.0, 0.99)) for net in (g, d)]
     seen = []
     for step in range(steps):
-        z, real, along = (draw(step, at, *size) for at, size in enumerate([(4, 6), (4, 3, 8, 8), (4, 3, 8, 8)]))
+        images = (batch, 3, 8, 8)
+        z, real, along = (draw(step, at, *size) for at, size in enumerate([(batch, 6), images, images]))
         z, real, along = z.to(device, dtype), real.to(device, dtype).requires_grad_(), along.to(device, dtype)
         logits = d(real)
         (slope,) = torch.autograd.grad(logits.sum(), real, create_graph=True)
@@ -144,9 +147,9 @@ def test_training_on_the_kernels_is_plain_pytorchs(
     ours = loaded(NETWORKS)
     if device == "cpu":  # the convolutions' own kernels take the interpreter too long
         monkeypatch.setattr("fastgan.ops.conv.by_reference", lambda op, tensor: True)
-    wanted = trained(plain, 1, torch.float64, device)
+    wanted = trained(plain, 1, torch.float64, device, batch=2)
     with fastgan.backend("triton"):
-        got = trained(ours, 1, torch.float32, device)
+        got = trained(ours, 1, torch.float32, device, batch=2)
     for part, right in zip(got[:3], wanted[:3], strict=True):  # of weights Adam's first step shows signs alone
         torch.testing.assert_close(part.double(), right, rtol=1e-3, atol=1e-3)
 
