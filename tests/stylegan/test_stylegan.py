@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import itertools
 import sys
@@ -16,6 +17,7 @@ from torch import Tensor
 
 import fastgan
 from fastgan.errors import UserError
+from fastgan.ops.backend import current_backend
 from fastgan.stylegan import (
     MinibatchStdLayer,
     bias_act,
@@ -146,7 +148,7 @@ def test_training_on_the_kernels_is_plain_pytorchs(
 ) -> None:
     ours = loaded(NETWORKS)
     if device == "cpu":  # the convolutions' own kernels take the interpreter too long
-        monkeypatch.setattr("fastgan.ops.conv.by_reference", lambda op, tensor: True)
+        monkeypatch.setattr(importlib.import_module("fastgan.ops.conv"), "by_reference", lambda op, tensor: True)
     wanted = trained(plain, 1, torch.float64, device, batch=2)
     with fastgan.backend("triton"):
         got = trained(ours, 1, torch.float32, device, batch=2)
@@ -194,12 +196,10 @@ def test_arguments_are_those_that_people_pass(function: Any) -> None:
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The backend that is set whenever one of the two ops looks."""
-    from fastgan.ops import backend, gained_act
-    from fastgan.ops import upfirdn2d as resampling
-
     seen: list[str] = []
-    for module in (gained_act, resampling):
-        monkeypatch.setattr(module, "by_reference", lambda op, tensor: seen.append(backend.current_backend()) or True)
+    for name in ("gained_act", "upfirdn2d"):
+        module = importlib.import_module(f"fastgan.ops.{name}")
+        monkeypatch.setattr(module, "by_reference", lambda op, tensor: seen.append(current_backend()) or True)
     return seen
 
 
