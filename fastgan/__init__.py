@@ -22,6 +22,7 @@ FLOORS = (
     "ops",
     "nn",
     "optim",
+    "stylegan",
     "objectives",
     "models",
     "data",

@@ -147,7 +147,7 @@ def conditional_norm_bwd_kernel(
 def fwd_launch(y: Tensor, u: Tensor, norm: Norm, samples: int, config: Config | None = None) -> Launch:
     """Prepare u [M, C] = phi(s (y - mean) + beta), gamma and beta [samples, C]."""
     tile = config or choose(4096, REGISTERS, y)
-    walk, programs = _walked(y, samples, tile, sums=False)
+    walk, programs = walked(y, samples, tile, sums=False)
     arguments: dict[str, object] = {"y": y, "u": u, **walk, **_vectors(norm)}
     constexprs = {"ACTIVATION": norm.activation, "BM": tile.rows, "BC": tile.cols}
     return Launch(conditional_norm_fwd_kernel, arguments, constexprs, programs, tile)
@@ -165,7 +165,7 @@ def bwd_launch(
     """Prepare gy [M, C] = s dv, and what ``to`` has places for: lift and tilt together or not at all."""
     tile = config or choose(2048, STATS_REGISTERS, y, gu)
     sums = to is not None and any(vector is not None for vector in to)
-    walk, programs = _walked(y, samples, tile, sums)
+    walk, programs = walked(y, samples, tile, sums)
     C, wide = y.shape[1], -(-y.shape[1] // tile.cols)
     arguments: dict[str, object] = {"gu": gu, "y": y, "gy": gy, "samples": samples, **walk, **_vectors(norm)}
     arguments |= {"g_m": gu.stride(0), "g_n": gu.stride(1), "parts": None, "totals": None, "ticket": None}
@@ -178,7 +178,7 @@ def bwd_launch(
     return Launch(conditional_norm_bwd_kernel, arguments, constexprs, programs, tile)
 
 
-def _walked(y: Tensor, samples: int, tile: Config, sums: bool) -> tuple[dict[str, int], int]:
+def walked(y: Tensor, samples: int, tile: Config, sums: bool) -> tuple[dict[str, int], int]:
     """Return how the rows of a sample are shared out, as the kernels' arguments, and the number of programs."""
     (M, C), columns = y.shape, samples * -(-y.shape[1] // tile.cols)
     rows = M // samples

@@ -144,8 +144,8 @@ def take(members: list[nn.Module], fresh: bool = False) -> Fused | None:
 def kind_of(member: nn.Module) -> type[nn.Module]:
     """Return a member's class; of one that is converted, or its weights parametrized (spectral norm), what it was."""
     kind = type(member)
-    kind = getattr(kind, "converted_from", kind)
-    return kind.__bases__[0] if "parametrizations" in member._modules else kind
+    kind = kind.__bases__[0] if "parametrizations" in member._modules else kind
+    return getattr(kind, "converted_from", kind)
 
 
 def overwrites(member: nn.Module) -> bool:

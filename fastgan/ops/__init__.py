@@ -12,6 +12,7 @@ from fastgan.ops.conv import conv2d_act as conv2d_act
 from fastgan.ops.conv import conv_transpose1d_act as conv_transpose1d_act
 from fastgan.ops.conv import conv_transpose2d_act as conv_transpose2d_act
 from fastgan.ops.diff_augment import diff_augment as diff_augment
+from fastgan.ops.gained_act import gained_act as gained_act
 from fastgan.ops.gan_loss import gan_loss as gan_loss
 from fastgan.ops.halves import halves as halves
 from fastgan.ops.instance_norm_act import instance_norm_act as instance_norm_act
@@ -21,6 +22,7 @@ from fastgan.ops.latent import latent as latent
 from fastgan.ops.linear import linear_act as linear_act
 from fastgan.ops.linear_act_stack import linear_act_stack as linear_act_stack
 from fastgan.ops.maxout import maxout as maxout
+from fastgan.ops.minibatch_std import minibatch_std as minibatch_std
 from fastgan.ops.norm_penalty import norm_penalty as norm_penalty
 from fastgan.ops.permutation import permuted as permuted
 from fastgan.ops.real_batch import chosen as chosen

@@ -18,7 +18,7 @@ from fastgan.ops import peers
 from fastgan.ops.backend import register
 
 if TYPE_CHECKING:
-    from fastgan.kernels.norm import Norm, NormGradients
+    from fastgan.kernels.norm import Norm, NormGradients, Statistics
 
 OP = register("batch_norm_act")
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -76,7 +76,6 @@ def forward(
     input: Tensor, weight: Tensor | None, bias: Tensor | None, form: Form, running: Running, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run the kernels: the output, and mean and var [1 or N, C] that it went by. Moves the running statistics."""
-    from fastgan.kernels.batch_norm_act import batch_norm_stats
     from fastgan.kernels.norm import Statistics
 
     y = _rows(input).contiguous()
@@ -85,7 +84,7 @@ def forward(
         mean, var = (torch.empty((groups, y.shape[1]), dtype=torch.float32, device=y.device) for _ in range(2))
         team = None if form.instance else peers.current()
         here = team is None and not form.instance
-        batch_norm_stats(y, Statistics(mean, var, *(running if here else Running(None, None))))
+        measure(y, Statistics(mean, var, *(running if here else Running(None, None))), input.shape[0])
         if team is not None:
             settle(mean, var, running, y.shape[0], team)
         elif form.instance:
@@ -99,6 +98,18 @@ def forward(
         if keep:  # a later training pass may move them before this one's gradient is formed
             mean, var = mean.to(torch.float32, copy=True), var.to(torch.float32, copy=True)
     return _spread(_applied(y, _norm(weight, bias, mean, var, form), input.shape[0]), input), mean, var
+
+
+def measure(y: Tensor, to: Statistics, samples: int) -> None:
+    """Write the statistics of groups of rows of y [M, C], which are those of so many samples."""
+    if len(to.mean) == samples > 1 and to.running_mean is None:
+        from fastgan.kernels.instance_norm_act import instance_norm_stats
+
+        instance_norm_stats(y, to.mean, to.var)
+    else:
+        from fastgan.kernels.batch_norm_act import batch_norm_stats
+
+        batch_norm_stats(y, to)
 
 
 def _applied(y: Tensor, norm: Norm, samples: int) -> Tensor:
@@ -127,20 +138,35 @@ def backward(
         gw = torch.empty_like(weight, memory_format=torch.contiguous_format)
     if bias is not None and wanted[2]:
         gb = torch.empty_like(bias, memory_format=torch.contiguous_format)
-    g = _differentiated(_rows(grad), y, norm, input.shape[0], NormGradients(lift, tilt, gw, gb))
+    g = through_norm(_rows(grad), y, norm, NormGradients(lift, tilt, gw, gb), input.shape[0])
     if lift is not None and tilt is not None:
         g = batch_norm_correct(g, y, Correction(mean, *((lift, tilt) if form.instance else peers.averages(lift, tilt))))
     return _spread(g, input) if wanted[0] else None, gw, gb
 
 
-def _differentiated(grad: Tensor, y: Tensor, norm: Norm, samples: int, to: NormGradients) -> Tensor:
-    if by_sample(norm.gamma, norm.beta):
-        from fastgan.kernels.conditional_batch_norm_act import conditional_norm_bwd
+def through_norm(grad: Tensor, y: Tensor, norm: Norm, to: NormGradients | None, samples: int) -> Tensor:
+    """Return the gradient [M, C] of y but for what its statistics add, and write the vectors that ``to`` is for."""
+    own = by_sample(norm.gamma, norm.beta)
+    if not own and not len(norm.mean) == samples > 1:
+        from fastgan.kernels.batch_norm_act import batch_norm_act_bwd
 
-        return conditional_norm_bwd(grad, y, norm, samples, to)
-    from fastgan.kernels.batch_norm_act import batch_norm_act_bwd
+        return batch_norm_act_bwd(grad, y, norm, to)
+    from fastgan.kernels.conditional_batch_norm_act import conditional_norm_bwd
 
-    return batch_norm_act_bwd(grad, y, norm, to)
+    if own or to is None:
+        return conditional_norm_bwd(grad, y, _spread_out(norm, samples), samples, to)
+    parts = [None if total is None else torch.empty_like(norm.mean) for total in to[2:]]
+    gy = conditional_norm_bwd(grad, y, _spread_out(norm, samples), samples, type(to)(*to[:2], *parts))
+    for total, part in zip(to[2:], parts, strict=True):
+        if total is not None and part is not None:
+            total.copy_(part.sum(0))
+    return gy
+
+
+def _spread_out(norm: Norm, samples: int) -> Norm:
+    """Return a norm with a row of gamma and beta for each sample, be it the same one."""
+    gamma, beta = (None if t is None else t.expand(samples, -1) for t in (norm.gamma, norm.beta))
+    return norm._replace(gamma=gamma, beta=beta)
 
 
 def settle(mean: Tensor, var: Tensor, running: Running, rows: int, team: peers.Peers) -> None:

@@ -18,7 +18,7 @@ from fastgan.ops import activation as act
 from fastgan.ops import dropout as drop
 from fastgan.ops import peers
 from fastgan.ops.backend import register
-from fastgan.ops.batch_norm_act_compute import Running, settle
+from fastgan.ops.batch_norm_act_compute import Running, settle, through_norm
 from fastgan.ops.chain_layer import Layer, apart, normalise, returned, rows, shaped
 from fastgan.ops.conv_compute import NOTHING
 from fastgan.ops.destination import Owners, anchor, memory
@@ -251,13 +251,11 @@ def _backward(tape: Tape, grad: Tensor, wanted: Sequence[bool]) -> list[Tensor |
 
 def _through_the_end(tape: Tape, grad: Tensor, wanted: Sequence[bool], results: list[Tensor | None]) -> Incoming:
     """Take the incoming gradient through what follows the last product."""
-    from fastgan.kernels.batch_norm_act import batch_norm_act_bwd
-
     last = len(tape.layers) - 1
     layer, y, norm, seed = tape.layers[last], tape.output(last), tape.norm(last), tape.seed(last)
     if norm is not None and y is not None:
         to = _places(tape, last, wanted, results)
-        return _corrected(shaped(batch_norm_act_bwd(rows(grad), rows(y), norm, to), y), y, norm, to)
+        return _corrected(shaped(through_norm(rows(grad), rows(y), norm, to, len(y)), y), y, norm, to)
     if seed is not None:
         g = through(grad, y, seed, layer.activation, layer.slope, layer.dropout, layer.dropout_first)
         return Incoming(g)

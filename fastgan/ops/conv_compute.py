@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fastgan.ops import activation as act
 from fastgan.ops.backend import register
+from fastgan.ops.batch_norm_act_compute import measure, through_norm
 from fastgan.ops.conv_choice import by_library, in_load, thin
 from fastgan.ops.conv_form import Form
 from fastgan.ops.destination import Owners, laid
@@ -119,14 +120,8 @@ def product(
     how = geometry, map, activation, slope
     kernels.conv_fwd(x, weight, bias, y, *how, norm=norm, before=before, statistics=None if lean else statistics)
     if statistics is not None and lean:
-        _measured(y, statistics)
+        measure(rows(y), statistics, len(y))
     return y.contiguous(memory_format=format)
-
-
-def _measured(y: Tensor, statistics: Statistics) -> None:
-    from fastgan.kernels.batch_norm_act import batch_norm_stats
-
-    batch_norm_stats(rows(y), statistics)
 
 
 def _by_library(
@@ -140,7 +135,7 @@ def _by_library(
         v = form.plain(x, weight, None).contiguous(memory_format=torch.channels_last)
         y = images(bias_act_fwd(rows(v), bias, activation, slope, in_place=True)[0], v)
     if statistics is not None:
-        _measured(y, statistics)
+        measure(rows(y), statistics, len(y))
     return y
 
 
@@ -204,10 +199,8 @@ def to_input(
 
     geometry, map = form.geometry(shape, weight.shape), form.maps()[1]
     if norm is not None and raw is not None and thin(norm, shape[0], geometry, map):
-        from fastgan.kernels.batch_norm_act import batch_norm_act_bwd
-
         gx = to_input(incoming, weight, form, shape)
-        return images(batch_norm_act_bwd(rows(gx), rows(raw), norm, to), gx)
+        return images(through_norm(rows(gx), rows(raw), norm, to, len(gx)), gx)
     g, saved, activation, slope, correction, _ = incoming
     gx = torch.empty(shape, dtype=g.dtype, device=g.device, memory_format=torch.channels_last)
     if below is not None:
@@ -221,7 +214,6 @@ def to_input(
 def _to_input_by_library(
     incoming: Incoming, weight: Tensor, form: Form, shape: Sequence[int], below: Any, norm: Any, raw: Any, to: Any
 ) -> Tensor:
-    from fastgan.kernels.batch_norm_act import batch_norm_act_bwd
     from fastgan.kernels.bias_act import bias_act_bwd
 
     g = formed(incoming)
@@ -230,7 +222,7 @@ def _to_input_by_library(
     assert gx is not None
     gx = gx.contiguous(memory_format=torch.channels_last)
     if norm is not None and raw is not None:
-        return images(batch_norm_act_bwd(rows(gx), rows(raw), norm, to), gx)
+        return images(through_norm(rows(gx), rows(raw), norm, to, len(gx)), gx)
     if below is not None:
         saved = rows(below.saved).contiguous()
         return images(bias_act_bwd(rows(gx), saved, below.activation, below.slope)[0], gx)

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from fastgan import ops
+from fastgan.nn.chain_members import kind_of
 from fastgan.nn.drop_in import program
 from fastgan.nn.drop_in.calls import Key, key_of, one_tensor, signature_of
 from fastgan.nn.drop_in.forward_code import RefusedError
-from fastgan.nn.drop_in.members import NOTE, original, sequential
+from fastgan.nn.drop_in.members import NOTE, rebased, sequential
 from fastgan.nn.drop_in.program import Part, Program
 from fastgan.nn.drop_in.tracing import new_class
 from fastgan.ops import chain
@@ -48,7 +49,7 @@ class Note:
 
     def usual(self, module: nn.Module) -> Program | None:
         """Return the program of calls with one tensor, the first argument, where no more need be given."""
-        signature = signature_of(original(type(module)).forward)
+        signature = signature_of(kind_of(module).forward)
         assert signature is not None
         first, *others = signature.usual
         alone = first[0] is Tensor and all(kind is not Tensor for kind, _ in others)
@@ -90,7 +91,8 @@ def converted_class(kind: type[nn.Module]) -> type[nn.Module]:
         if values is None or key is None:
             return plain(self, *args, **kwargs)
         tensors = [value for value in values if isinstance(value, Tensor)]
-        ready = vars(self)[NOTE].ready(self, key) if runs(tensors) else None
+        note = vars(self).get(NOTE)  # a slice of a Sequential is made anew, of this class, and has none
+        ready = note.ready(self, key) if note is not None and runs(tensors) else None
         return plain(self, *args, **kwargs) if ready is None else ready.run(self, self, *tensors)
 
     made = _classes[kind] = new_class(kind, Converted, forward=forward, converted_from=kind)
@@ -113,7 +115,7 @@ def make(module: nn.Module, escapes: bool, key: Key) -> Program | None:
     try:
         if sequential(module):
             made = program.in_order(module, escapes) if one_tensor(key) else None
-        elif original(type(module)) in LONE:
+        elif kind_of(module) in LONE:
             made = _alone(module) if one_tensor(key) else None
         else:
             made = program.traced(module, escapes, key)
@@ -124,12 +126,12 @@ def make(module: nn.Module, escapes: bool, key: Key) -> Program | None:
 
 def swap(module: nn.Module, escapes: bool) -> Program | None:
     """Convert one instance, if that is worth it; return the program of its usual calls, or of those with all told."""
-    signature = signature_of(original(type(module)).forward)
+    signature = signature_of(kind_of(module).forward)
     note = Note(escapes)
     for key in () if signature is None else (signature.usual, signature.full):
         made = note.ready(module, key)
         if made is not None:
-            module.__class__ = converted_class(type(module))
+            module.__class__ = rebased(module, converted_class(kind_of(module)))
             vars(module)[NOTE] = note
             return made
     return None
@@ -137,18 +139,18 @@ def swap(module: nn.Module, escapes: bool) -> Program | None:
 
 def restore(module: nn.Module) -> None:
     """Give one instance its class back."""
-    module.__class__ = original(type(module))
+    module.__class__ = rebased(module, kind_of(module))
     vars(module).pop(NOTE, None)
 
 
 def _alone(module: nn.Module) -> Program:
     """Return the program of a layer that nothing is fused with."""
-    call = LONE[original(type(module))]
+    call = LONE[kind_of(module)]
 
     def run(self: nn.Module, module: nn.Module, input: Tensor) -> Tensor:
         return call(module, input) if program.tally is None else program.tally.product(call, module, input)
 
-    return Program(run, (Part("", original(type(module)).__name__, (module,)),))
+    return Program(run, (Part("", kind_of(module).__name__, (module,)),))
 
 
 def _convolve(op: Callable[..., Tensor]) -> Callable[[Any, Tensor], Tensor]:

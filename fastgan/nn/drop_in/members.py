@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from torch import nn
 
 from fastgan.nn.chain import Chain
-from fastgan.nn.chain_members import plain
+from fastgan.nn.chain_members import kind_of, plain
 
 Step = str | nn.Module  # a module's path, or a module that stands for a function
 NOTE = "_fastgan_drop_in"  # under which a converted instance keeps what it runs
 IN_ORDER = (nn.Sequential.forward, Chain.forward)
 
 
-def original(kind: type[nn.Module]) -> type[nn.Module]:
-    """Return the class that a module had before it was converted."""
-    return getattr(kind, "converted_from", kind)
+def rebased(module: nn.Module, base: type[nn.Module]) -> type[nn.Module]:
+    """Return a class that makes a module a ``base``: of one with parametrizations, a class like its own on top."""
+    kind: Any = type(module)
+    if "parametrizations" not in module._modules:
+        return base
+    space = {name: value for name, value in vars(kind).items() if name not in ("__dict__", "__weakref__")}
+    made: type[nn.Module] = type(kind)(kind.__name__, (base,), space)
+    return made
 
 
 def sequential(module: nn.Module) -> bool:
     """Whether a module's forward is to call its members in order."""
-    return original(type(module)).forward in IN_ORDER and "forward" not in vars(module)
+    return kind_of(module).forward in IN_ORDER and "forward" not in vars(module)
 
 
 def flat(module: nn.Module) -> list[nn.Module]:

@@ -13,7 +13,7 @@ from fastgan.nn.chain_members import ACTIVATIONS, FORMING, kind_of, overwrites, 
 from fastgan.nn.drop_in.calls import signature_of
 from fastgan.nn.drop_in.converted import LONE, Converted, swap
 from fastgan.nn.drop_in.forward_code import RefusedError, works_in_place
-from fastgan.nn.drop_in.members import flat, original, sequential
+from fastgan.nn.drop_in.members import flat, sequential
 from fastgan.nn.drop_in.program import Program
 from fastgan.nn.drop_in.report import Entry
 from fastgan.nn.drop_in.stretches import mutated
@@ -70,7 +70,7 @@ class Survey:
             elif isinstance(module, Chain):
                 self._covered |= {id(member) for member in flat(module)}
         for module in self.modules:
-            if type(module) in LONE and id(module) not in self._covered and take([module]) is not None:
+            if kind_of(module) in LONE and id(module) not in self._covered and take([module]) is not None:
                 program = swap(module, False)
                 assert program is not None
                 self._record(module, program, "alone")
@@ -95,7 +95,7 @@ class Survey:
 
 def composite(module: nn.Module) -> bool:
     """Whether a module is somebody's own, made of others: to be looked into."""
-    kind = original(type(module))
+    kind = kind_of(module)
     if isinstance(module, (*LISTS, torch.jit.ScriptModule)) or not module._modules:
         return False
     return sequential(module) or "forward" in vars(module) or not _torchs(kind)
@@ -103,9 +103,7 @@ def composite(module: nn.Module) -> bool:
 
 def _functional(module: nn.Module) -> bool:
     """Whether a module without members has a forward of somebody's own."""
-    return (
-        not module._modules and not _torchs(original(type(module))) and not isinstance(module, torch.jit.ScriptModule)
-    )
+    return not module._modules and not _torchs(kind_of(module)) and not isinstance(module, torch.jit.ScriptModule)
 
 
 def _torchs(kind: type) -> bool:
@@ -125,13 +123,13 @@ def _changed(module: nn.Module, graph: torch.fx.Graph | None, escapes: bool) -> 
         yield from (module.get_submodule(str(n.target)) for n in called if mutated(n, module, escapes))
     if sequential(module) or (graph is not None and _called_alike(module)):
         return
-    if escapes or any(map(works_in_place, _methods(original(type(module))))):
+    if escapes or any(map(works_in_place, _methods(kind_of(module)))):
         yield from _within(module)
 
 
 def _called_alike(module: nn.Module) -> bool:
     """Whether there is only one way to call a module."""
-    signature = signature_of(original(type(module)).forward)
+    signature = signature_of(kind_of(module).forward)
     return signature is not None and not signature.defaults
 
 
@@ -162,8 +160,6 @@ def reason(module: nn.Module) -> str | None:
             return f"{module.groups} groups are PyTorch's"
         if getattr(module, "padding_mode", "zeros") != "zeros":
             return f"padding by {module.padding_mode} is PyTorch's"
-        if "parametrizations" in module._modules:
-            return "its weight is parametrized, and nothing that is replaced calls it"
         return "the kernels do not take it"
     if isinstance(module, nn.modules.batchnorm._NormBase):
         return "no layer that is replaced stands in front of it"

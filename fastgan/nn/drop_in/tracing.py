@@ -15,9 +15,10 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from fastgan.nn.chain_members import kind_of
 from fastgan.nn.drop_in.calls import Key, given, signature_of
 from fastgan.nn.drop_in.forward_code import Guard, RefusedError, check, constant, guard_of
-from fastgan.nn.drop_in.members import original
+from fastgan.nn.drop_in.members import rebased
 
 OWN = frozenset(vars(nn.Module())) - {"training"}  # what torch keeps of every module
 CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
@@ -44,7 +45,7 @@ def trace(module: nn.Module, key: Key | None = None) -> Traced:
     The graph takes the call's tensors; what else it brings is in the graph. No ``key``: the usual call.
     """
     now = type(module)
-    kind = original(now)
+    kind = rebased(module, kind_of(module))
     forward = kind.forward
     if "forward" in vars(module):
         raise RefusedError("its forward was replaced on the instance")

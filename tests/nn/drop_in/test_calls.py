@@ -203,6 +203,36 @@ def test_weights_parametrized_after_the_conversion(twins: Twins, alike: Alike, s
     assert type(ours.layer) is nn.Conv1d
 
 
+@pytest.mark.usefixtures("programs")
+def test_parametrized_layers_alone(twins: Twins, alike: Alike, signal: Tensor) -> None:
+    class Alone(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = parametrizations.spectral_norm(nn.Conv1d(3, 2, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.seen = self.layer(x)
+            return self.seen
+
+    ours, theirs = twins(Alone())
+    report = fastgan.convert(ours)
+    assert [(entry.path, entry.what, entry.why) for entry in report.replaced] == [("layer", "Conv1d", "alone")]
+    assert type(ours.layer).__name__ == "ParametrizedConv1d" and report.covered(signal) == 1.0
+    alike(ours, theirs, signal)
+    ours.seen = None
+    alike(copy.deepcopy(ours), copy.deepcopy(ours), signal)
+    fastgan.revert(ours)
+    assert not isinstance(ours.layer, converted.Converted) and type(ours.layer).__bases__ == (nn.Conv1d,)
+    alike(ours, theirs, signal)
+    fastgan.convert(ours)
+    for net in (ours, theirs):
+        nn.utils.parametrize.remove_parametrizations(net.layer, "weight")
+    assert isinstance(ours.layer, converted.Converted)
+    alike(ours, theirs, signal)
+    fastgan.revert(ours)
+    assert type(ours.layer) is nn.Conv1d
+
+
 @pytest.mark.interpret
 def test_who_looks_on_sees_the_model_that_it_was(signal: Tensor) -> None:
     """A hook on all modules, and a mode that sees each operation."""

@@ -248,6 +248,7 @@ def test_what_cannot_be_improved_is_left_untouched() -> None:
     assert "nothing here" in str(fastgan.convert(nn.GELU()))
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_mistakes_are_one_line() -> None:
     with pytest.raises(UserError, match=r"takes a torch.nn.Module, not Tensor"):
         fastgan.convert(torch.ones(2))
