@@ -208,5 +208,5 @@ def moved(tensor: Tensor) -> int:
 def number(tensor: Tensor) -> str:
     """Return how a tensor's numbers are multiplied, as the ceilings name it."""
     if tensor.dtype == torch.float32 and tensor.is_cuda:
-        return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "float32"
+        return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "float32"
     return DTYPES.get(tensor.dtype, str(tensor.dtype).removeprefix("torch."))

@@ -25,9 +25,8 @@ def draw(report: Report, title: str, path: Path) -> None:
     unit, word = (1.0, "us") if end - begin < 2000 else (1e3, "ms")
     lanes = [phase for phase in PHASES if any(piece.range.phase == phase for piece in pieces)]
     colors = colors_of(pieces)
-    figure = figures.Figure(
-        figsize=(WIDTH, 1.9 + LANE * len(lanes) + 0.19 * -(-(len(colors) + 1) // 4)), layout="constrained"
-    )
+    height = 1.9 + LANE * len(lanes) + 0.19 * -(-(len(colors) + 1) // 4)
+    figure = figures.Figure(figsize=(WIDTH, height), layout="constrained")
     axes = figure.add_subplot()
     for at, phase in enumerate(lanes):
         own = [piece for piece in pieces if piece.range.phase == phase]

@@ -1,4 +1,7 @@
-"""What shares of the roofline are counted from: matrix rates, copy bandwidth and the cost of a launch, measured now."""
+"""What shares of the roofline are counted from: matrix rates, copy bandwidth and the cost of a launch, measured now.
+
+Suite ``ceilings`` measures the same, at length and checked; a profile needs a second of it.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,12 @@ from collections.abc import Iterable
 
 import torch
 
-from fastgan.benchmarks import ceilings
-from fastgan.benchmarks.record import Ceilings, Row, Timed
-from fastgan.benchmarks.setting import Setting
+from fastgan.benchmarks.ceilings import MATRIX, fp32_products
+from fastgan.benchmarks.measure import MOST_QUEUED, Call, Clock, DeviceClock, WallClock, interleave
+from fastgan.benchmarks.record import Ceilings
+from fastgan.benchmarks.setting import Effort
 
-SECONDS = 6.0  # for all of them
+BRIEF = Effort(repeats=9, sample_us=2000.0, seconds=0.5)  # for each of them
 
 
 def measure(device: torch.device, dtypes: Iterable[str], before: Ceilings | None = None) -> Ceilings:
@@ -19,23 +23,29 @@ def measure(device: torch.device, dtypes: Iterable[str], before: Ceilings | None
     Each is that of the faster samples, and what was measured ``before`` where that was more: who else uses the machine
     makes it slower, never faster.
     """
-    setting = Setting(device, budget=SECONDS)
-    rows: list[Row] = [*ceilings.copy(setting), *ceilings.launch(setting)]
-    for dtype in sorted({*dtypes} & {*ceilings.MATRIX}):
-        rows += ceilings.matrix(setting, dtype)
     found = Ceilings() if before is None else before
-    for row in rows:
-        if not isinstance(row, Timed) or row.best is None:
-            continue
-        if row.workload == "launch":
-            found.launch_us[row.variant] = min(row.best.p20, found.launch_us.get(row.variant, float("inf")))
-            continue
-        faster = row.best.median / row.best.p20
-        if row.workload == "copy" and row.gbs is not None:
-            found.copy_gbs = max(row.gbs * faster, found.copy_gbs or 0.0)
-        elif row.tflops is not None:
-            found.tflops[row.dtype] = max(row.tflops * faster, found.tflops.get(row.dtype, 0.0))
+    on_gpu = device.type == "cuda"
+    clock: Clock = DeviceClock(device) if on_gpu else WallClock(device)
+    random = torch.Generator(device).manual_seed(0)
+    source = torch.randn(2**28 if on_gpu else 2**24, device=device, generator=random)
+    target = torch.empty_like(source)
+    us = best(lambda: target.copy_(source), clock)
+    found.copy_gbs = max(8.0 * source.numel() / us / 1e3, found.copy_gbs or 0.0)
+    size = 8192 if on_gpu else 512
+    for dtype in sorted({*dtypes} & {*MATRIX}):
+        a, b = (source[at * size * size :][: size * size].view(size, size).to(MATRIX[dtype]) for at in (0, 1))
+        with fp32_products("high" if dtype == "tf32" else "highest"):
+            us = best(lambda a=a, b=b: torch.mm(a, b), clock)  # type: ignore[misc]
+        found.tflops[dtype] = max(2.0 * size**3 / us / 1e6, found.tflops.get(dtype, 0.0))
+    one, other = source[:1], target[:1]
+    us = best(lambda: torch.add(one, 1, out=other), WallClock(device))
+    found.launch_us["eager"] = min(us, found.launch_us.get("eager", us))
     return found
+
+
+def best(call: Call, clock: Clock) -> float:
+    """Return what a call takes in the faster samples, in microseconds."""
+    return interleave({"call": [call]}, clock, BRIEF, MOST_QUEUED)["call"].p20
 
 
 def floor_us(rates: Ceilings, dtype: str, flops: float, moved: float) -> tuple[float, str]:

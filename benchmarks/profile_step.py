@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import statistics
 import time
 import warnings
 from collections import Counter
@@ -18,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from fastgan.benchmarks import profile_rates, profile_trace
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from fastgan.train.step import Pattern
 
 WARM_UP = 2
+QUIET = 12.5  # percent: in the middle of the fastest quarter
 FEWEST = 3  # steps of a pattern to tell of, where there are so many
 LEAST, MOST, SECONDS = 3, 30, 4.0  # steps, where nobody says how many: as many as take so long
 
@@ -73,9 +74,10 @@ def profile(trainer: Trainer, trace: Path, steps: int | None = None) -> Profile:
             dtype for found in counts.values() for own in found.values() for dtype, flops, _ in own.pieces if flops
         }
         rates = profile_rates.measure(device, dtypes)
-        one_us = min(timed(trainer, 1), timed(trainer, 1))
-        steps = steps or min(MOST, max(LEAST, int(SECONDS * 1e6 / one_us)))
-        plain_us = statistics.median(timed(trainer, 1) for _ in range(steps))
+        with collector_off():
+            one_us = min(timed(trainer), timed(trainer))
+            steps = steps or min(MOST, max(LEAST, int(SECONDS * 1e6 / one_us)))
+            plain_us = float(np.percentile([timed(trainer) for _ in range(steps)], QUIET))
         with ranges.installed(trainer):
             if device.type == "cuda":
                 with recorded(device):  # the profiler's own beginnings
@@ -149,14 +151,13 @@ def passed(trainer: Trainer, steps: int) -> None:
     trainer.images += steps * trainer.config.n_critic * trainer.config.batch_size
 
 
-def timed(trainer: Trainer, steps: int) -> float:
-    """Make steps by the host's clock alone; return microseconds for all of them."""
+def timed(trainer: Trainer) -> float:
+    """Make a step by the host's clock alone; return microseconds."""
     synchronize(trainer.device)
-    with collector_off():
-        begun = time.perf_counter_ns()
-        advance(trainer, steps)
-        synchronize(trainer.device)
-        return (time.perf_counter_ns() - begun) / 1e3
+    begun = time.perf_counter_ns()
+    advance(trainer, 1)
+    synchronize(trainer.device)
+    return (time.perf_counter_ns() - begun) / 1e3
 
 
 @contextlib.contextmanager

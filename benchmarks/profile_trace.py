@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,24 +66,49 @@ def steps(ours: Sequence[Span]) -> list[Span]:
 
 def on_host(ours: Sequence[Span]) -> list[Piece]:
     """Cut each step up into pieces of its innermost ranges; together they are the steps, without a gap."""
-    pieces = []
-    for number, step in enumerate(steps(ours)):
-        inner = [span for span in ours if span.thread == step.thread and step.start <= span.start < step.end]
-        open_: list[Span] = []
-        at = step.start
-        for span in inner:
-            while open_ and open_[-1].end <= span.start:
-                last = open_.pop()
-                pieces.append(Piece(last.range, number, at, last.end))
+    whole = steps(ours)
+    begins, pieces = [step.start for step in whole], []
+    for thread in dict.fromkeys(step.thread for step in whole):
+        for start, end, range in innermost(span for span in ours if span.thread == thread):
+            at = bisect_right(begins, start) - 1
+            if at >= 0 and whole[at].thread == thread and end <= whole[at].end:
+                pieces.append(Piece(range, at, start, end))
+    return pieces
+
+
+def innermost(nested: Iterable[Span]) -> Iterator[tuple[float, float, Range]]:
+    """Yield from when to when each range of one thread, an outer one before those in it, is the innermost."""
+    under_way: list[Span] = []
+    at = 0.0
+    for span in (*nested, None):
+        until = float("inf") if span is None else span.start
+        while under_way and under_way[-1].end <= until:
+            last = under_way.pop()
+            if last.end > at:
+                yield at, last.end, last.range
                 at = last.end
-            if open_:
-                pieces.append(Piece(open_[-1].range, number, at, span.start))
-            at = span.start
-            open_.append(span)
-        for last in reversed(open_):
-            pieces.append(Piece(last.range, number, at, last.end))
-            at = last.end
-    return [piece for piece in pieces if piece.us > 0]
+        if span is not None:
+            if under_way and until > at:
+                yield at, until, under_way[-1].range
+            at = until
+            under_way.append(span)
+
+
+class Threads:
+    """What each thread was at, by the moment."""
+
+    def __init__(self, ours: Sequence[Span]) -> None:
+        threads = dict.fromkeys(span.thread for span in ours)
+        self._flat = {thread: list(innermost(s for s in ours if s.thread == thread)) for thread in threads}
+        self._begins = {thread: [start for start, *_ in flat] for thread, flat in self._flat.items()}
+
+    def at(self, thread: Any, moment: float) -> Range | None:
+        """Return a thread's innermost range at a moment; None outside of all."""
+        place = bisect_right(self._begins.get(thread, ()), moment) - 1
+        if place < 0:
+            return None
+        _, end, range = self._flat[thread][place]
+        return range if moment < end else None
 
 
 def on_device(found: Sequence[Mapping[str, Any]], ours: Sequence[Span]) -> list[Piece]:
@@ -93,30 +118,21 @@ def on_device(found: Sequence[Mapping[str, Any]], ours: Sequence[Span]) -> list[
         for event in found
         if event.get("cat") in LAUNCHING and "correlation" in event.get("args", {})
     }
-    whole = steps(ours)
+    whole, threads = steps(ours), Threads(ours)
     begins = [step.start for step in whole]
     pieces = []
     for event in found:
         if event.get("cat") not in ON_DEVICE:
             continue
         cause = launched.get(event.get("args", {}).get("correlation"))
-        at = bisect_right(begins, float(cause["ts"])) - 1 if cause is not None else -1
-        if cause is None or at < 0 or float(cause["ts"]) >= whole[at].end:
+        moment = float(cause["ts"]) if cause is not None else -1.0
+        at = bisect_right(begins, moment) - 1
+        if cause is None or at < 0 or moment >= whole[at].end:
             continue  # what the profile itself has launched
-        range = around(ours, whole[at], cause["tid"], float(cause["ts"]))
+        range = threads.at(cause["tid"], moment) or threads.at(whole[at].thread, moment) or STEP
         start = float(event["ts"])
         pieces.append(Piece(range, at, start, start + float(event["dur"]), event["name"]))
     return pieces
-
-
-def around(ours: Sequence[Span], step: Span, thread: Any, moment: float) -> Range:
-    """Return the innermost range at a moment: on that thread, else on the step's own."""
-    under_way = [span for span in ours if span.start <= moment < span.end]
-    for where in (thread, step.thread):
-        own = [span for span in under_way if span.thread == where]
-        if own:
-            return own[-1].range
-    return STEP
 
 
 def kernels(found: Iterable[Mapping[str, Any]]) -> tuple[float, int]:

@@ -1,0 +1,300 @@
+"""Profiles of steps: sums are whole, counts are those by hand, the path is the same, the slowest is named."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fastgan.benchmarks import profile_rates, profile_rows, profile_step, profile_table, profile_trace
+from fastgan.benchmarks.profile_count import Counts, counting, moved, product_flops
+from fastgan.benchmarks.profile_ranges import OURS, STEP, Range, Ranges
+from fastgan.benchmarks.record import Ceilings
+from fastgan.benchmarks.setting import Effort
+from fastgan.nn import Chain
+from fastgan.ops.chain_layer import Layer
+from fastgan.train import Trainer
+
+BATCH = 16
+
+
+class Slow(nn.Module):
+    """Takes its time."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        time.sleep(0.01)
+        return values * 1.0
+
+
+@pytest.fixture
+def rates(monkeypatch: pytest.MonkeyPatch) -> Ceilings:
+    """Rates that take no time to measure."""
+    known = Ceilings(copy_gbs=20.0, tflops={"float32": 0.1}, launch_us={"eager": 3.0})
+    monkeypatch.setattr(profile_rates, "measure", lambda device, dtypes, before=None: known)
+    return known
+
+
+def trainer(*more: nn.Module, **keys: Any) -> Trainer:
+    torch.manual_seed(0)
+    generator = Chain(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 6))
+    discriminator = Chain(nn.Linear(6, 4), nn.LeakyReLU(0.2), *more, nn.Linear(4, 1), nn.Flatten(0))
+    data = torch.randn(64, 6, generator=torch.Generator().manual_seed(1))
+    networks = {"generator": generator, "discriminator": discriminator}
+    return Trainer(data=data, z_dim=3, batch_size=BATCH, device="cpu", **networks, **keys)
+
+
+def counted(run: Trainer) -> Counts:
+    ranges = Ranges(torch.device("cpu"), emits=False)
+    with profile_step.running(run), ranges.installed(run), counting(ranges) as found:
+        profile_step.advance(run, 1, ranges)
+    return found
+
+
+def test_sums_are_the_step(rates: Ceilings, tmp_path: Path) -> None:
+    profile = profile_step.profile(trainer(), tmp_path / "trace.json", steps=8)
+    report = profile_rows.report(profile)
+    assert sum(profile.weights.values()) == pytest.approx(1)
+    for rows in (report.phases, report.layers):
+        assert sum(row.us for row in rows) == pytest.approx(report.total_us, rel=1e-9)
+        assert sum(row.share for row in rows) == pytest.approx(1)
+    spans = profile_trace.spans(profile_trace.events(tmp_path / "trace.json"), {STEP.name: STEP})
+    whole = sum(profile.weights.get(at, 0.0) * (span.end - span.start) for at, span in enumerate(spans))
+    assert len(spans) == 8
+    assert report.total_us + profile.own_us == pytest.approx(whole, rel=1e-6)  # nothing of a step is lost
+    assert {row.phase for row in report.phases} == {*profile_rows.PHASES} - {"penalty"}
+
+
+def test_products_are_those_by_hand() -> None:
+    flops: defaultdict[tuple[str, str], float] = defaultdict(float)
+    for range, count in counted(trainer()).items():
+        flops[range.layer.split(" ")[0], range.what] += count.flops
+    one, two, first, last = (2.0 * BATCH * size for size in (3 * 5, 5 * 6, 6 * 4, 4 * 1))
+    assert flops["G.0", "forward"] == 2 * one  # for D's update and for G's own
+    assert flops["G.2", "forward"] == 2 * two
+    assert flops["D.0", "forward"] == 3 * first  # real, fake, fake
+    assert flops["D.2", "forward"] == 3 * last
+    assert flops["D.0", "backward"] == 2 * first + first  # D's weights by two halves; then only G's way through
+    assert flops["D.2", "backward"] == 2 * 2 * last + last
+    assert flops["G.0", "backward"] == one  # none of the latents
+    assert flops["G.2", "backward"] == 2 * two
+
+
+def test_convolutions_are_those_by_hand() -> None:
+    generator = nn.Sequential(nn.Unflatten(1, (8, 1, 1)), nn.ConvTranspose2d(8, 3, 4, bias=False), nn.Tanh())
+    discriminator = nn.Sequential(nn.Conv2d(3, 1, 4, bias=False), nn.Flatten(0))
+    data = torch.randn(32, 3, 4, 4).clamp(-1, 1)
+    run = Trainer(generator=generator, discriminator=discriminator, data=data, z_dim=8, batch_size=8, device="cpu")
+    found = {(range.layer.split(" ")[0], range.what): count.flops for range, count in counted(run).items()}
+    product = 2.0 * 8 * 3 * 16
+    assert found["G.1", "forward"] == 2 * product * 8
+    assert found["G.1", "backward"] == product * 8
+    assert found["D.0", "forward"] == 3 * product
+    assert found["D.0", "backward"] == 3 * product
+
+
+def test_bytes_count_what_lies_in_memory() -> None:
+    assert moved(torch.zeros(4, 6)) == 96
+    assert moved(torch.zeros(1, 6).expand(1000, 6)) == 24
+    assert moved(torch.zeros(0, 6)) == 0
+    ranges = Ranges(torch.device("cpu"), emits=False)
+    table = torch.zeros(1000, 10)
+    with counting(ranges) as found:
+        a = torch.zeros(4, 6) + 1  # aten.zeros is an allocation and a fill
+        table.index_select(0, torch.tensor([1, 2]))
+        a.view(24)
+    own = {name: size for name, (_, _, size) in zip(_names(found[STEP]), found[STEP].pieces, strict=True)}
+    assert own["aten.add"] == 2 * 96
+    assert own["aten.index_select"] == 16 + 2 * 2 * 40
+    assert "aten.view" not in own
+
+
+def _names(count: Any) -> list[str]:
+    assert max(count.names.values()) == 1
+    return list(count.names)
+
+
+def test_products_of_our_launches() -> None:
+    from fastgan.ops.conv_form import Form
+
+    x, w = torch.empty(16, 8), torch.empty(5, 8)
+    assert product_flops({"x": x, "w": w, "y": torch.empty(16, 5)}) == 2 * 16 * 8 * 5
+    assert product_flops({"gy": torch.empty(16, 5), "x": x, "gw": w}) == 2 * 16 * 8 * 5
+    assert product_flops({"x": x, "y": x}) == 0
+    pytest.importorskip("triton")
+    image, filters = torch.empty(2, 3, 8, 8), torch.empty(5, 3, 4, 4)
+    geometry = Form((2, 2), (1, 1), (1, 1)).geometry(image.shape, filters.shape)
+    assert product_flops({"x": image, "weight": filters, "geometry": geometry}) == 2 * 2 * 4 * 4 * filters.numel()
+
+
+def test_the_slowest_layer_is_the_largest_loss(rates: Ceilings, tmp_path: Path) -> None:
+    report = profile_rows.report(profile_step.profile(trainer(Slow()), tmp_path / "trace.json", steps=3))
+    assert report.layers[0].name == "D.2 Slow forward"
+    assert report.losses[0].startswith(f"D.2 Slow forward: {report.layers[0].share:.0%} of the step, ")
+    assert "bound by neither rate: " in report.losses[0]
+    assert report.layers[0].us >= 2 * 10_000
+    assert len(report.losses) == 3
+
+
+def test_a_profiled_run_is_the_same_run(rates: Ceilings, tmp_path: Path) -> None:
+    keys: dict[str, Any] = {"penalty": {"name": "r1", "weight": 1.0, "every": 2}, "log_every": 3}
+    profiled, plain = trainer(nn.Dropout(0.5), **keys), trainer(nn.Dropout(0.5), **keys)
+    before = nn.Module.__call__, Layer.product, {**vars(profiled._draws)}
+    profile = profile_step.profile(profiled, tmp_path / "trace.json", steps=6)
+    assert (nn.Module.__call__, Layer.product, {**vars(profiled._draws)}) == before
+    assert "step" not in vars(profiled.players.generator_optimizer)
+    with profile_step.running(plain):
+        for _ in range(profile_step.WARM_UP):
+            profile_step.advance(plain, 1)
+        first = plain._iterate.pattern(plain.step)
+        seen = [profile_step.make(plain, first)]
+        profile_step.advance(plain, 2 + 6)
+        patterns = profile_step.advance(plain, 6)
+        for pattern in dict.fromkeys(patterns):
+            if pattern not in seen:
+                profile_step.make(plain, pattern)
+    assert (profiled.step, profiled.images) == (plain.step, plain.images)
+    assert len(profile.counts) > 1  # a penalty is due in some steps only
+    for network in ("generator", "discriminator"):
+        for name, own in getattr(profiled, network).state_dict().items():
+            assert torch.equal(own, getattr(plain, network).state_dict()[name]), name
+    fitted = trainer(nn.Dropout(0.5), **keys)
+    fitted.fit(4, progress=False)
+    stepped = trainer(nn.Dropout(0.5), **keys)
+    with profile_step.running(stepped):
+        profile_step.advance(stepped, 4)
+    for own, other in zip(fitted.generator.parameters(), stepped.generator.parameters(), strict=True):
+        assert torch.equal(own, other)  # steps that are made one by one are fit's
+
+
+def test_penalties_have_ranges_of_their_own() -> None:
+    found = counted(trainer(penalty={"name": "gradient_penalty", "weight": 10.0, "every": 1}))
+    assert found[Range("penalty")].launches > 0
+    second = [range for range in found if range.what == "second backward"]
+    assert {range.layer for range in second} >= {"D.0 Linear", "D.2 Linear"}
+    assert {range.phase for range in second} == {"D backward"}
+
+
+@pytest.mark.parametrize("name", ["ring-8", "wgan-gp"])
+def test_ranges_change_no_path(name: str) -> None:
+    pytest.importorskip("triton")
+    from fastgan.benchmarks import launch_count
+    from fastgan.benchmarks.step_workloads import workloads
+    from fastgan.train.capture import strict
+
+    workload = {own.name: own for own in workloads(small=True)}[name]
+
+    def launches(ranged: bool) -> tuple[list[str], Counts]:
+        with strict(), launch_count.counting() as count:
+            run = workload.trainer(8, torch.device("cpu"), precision="bf16")
+            step, found = run._iterate, Counts()
+            pattern = step.pattern(1)
+            with launch_count.Operators(count):
+                step(pattern)
+            count.launches.clear()
+            count.captures = True
+            ranges = Ranges(torch.device("cpu"), emits=False)
+            if ranged:
+                with ranges.installed(run), launch_count.Operators(count), counting(ranges) as found, ranges.step():
+                    step(pattern)
+            else:
+                with launch_count.Operators(count):
+                    step(pattern)
+        return [launched.name for launched in count.launches], found
+
+    threads = torch.get_num_threads()
+    plain, _ = launches(ranged=False)
+    ranged, found = launches(ranged=True)
+    torch.set_num_threads(threads)
+    assert ranged == plain
+    assert sum(count.launches for count in found.values()) == len(plain)
+    ours = [range for range, count in found.items() if any("_bwd_weight_kernel" in name for name in count.names)]
+    assert ours and {range.what for range in ours} <= {"weight gradient", "second backward"}
+    assert all(range.layer for range in ours)  # the layers of a fused Chain are told apart
+    assert any(": estimated" in choice for count in found.values() for choice in count.choices)
+
+
+def event(category: str, name: str, start: float, length: float, thread: int = 1, **more: Any) -> dict[str, Any]:
+    return {"ph": "X", "cat": category, "name": name, "ts": start, "dur": length, "tid": thread, "args": more}
+
+
+def test_kernels_belong_to_the_range_that_launched_them(tmp_path: Path) -> None:
+    forward, back = Range("D forward", "D.0 Linear", "forward"), Range("D backward", "D.0 Linear", "backward")
+    phase = Range("backward")
+    known = {range.name: range for range in (STEP, OURS, forward, back, phase)}
+    found = [
+        event("user_annotation", STEP.name, 0, 100),
+        event("user_annotation", forward.name, 10, 20),
+        event("user_annotation", "Optimizer.step#Adam.step", 12, 2),
+        event("user_annotation", phase.name, 40, 40),
+        event("user_annotation", back.name, 50, 10, thread=2),
+        event("cuda_runtime", "cudaLaunchKernel", 15, 1, correlation=1),
+        event("cuda_driver", "cuLaunchKernelEx", 52, 1, thread=2, correlation=2),
+        event("cuda_runtime", "cudaLaunchKernel", 70, 1, thread=2, correlation=3),
+        event("cuda_runtime", "cudaMemsetAsync", 90, 1, correlation=4),
+        event("cuda_runtime", "cudaLaunchKernel", 150, 1, correlation=5),
+        event("kernel", "forward", 30, 7, thread=7, correlation=1),
+        event("kernel", "weight", 60, 5, thread=7, correlation=2),
+        event("kernel", "loss", 95, 3, thread=7, correlation=3),
+        event("gpu_memset", "Memset", 120, 2, thread=7, correlation=4),
+        event("kernel", "of nobody", 160, 50, thread=7, correlation=5),
+        event("gpu_user_annotation", forward.name, 30, 7, thread=7),
+    ]
+    path = tmp_path / "trace.json"
+    path.write_text(json.dumps({"traceEvents": found}), encoding="utf-8")
+    events = profile_trace.events(path)
+    spans = profile_trace.spans(events, known)
+    pieces = {piece.name: piece for piece in profile_trace.on_device(events, spans)}
+    assert {name: piece.range for name, piece in pieces.items()} == {
+        "forward": forward,
+        "weight": back,  # launched by autograd's thread
+        "loss": phase,  # by that thread, outside all of its ranges: who waits for it says what it is
+        "Memset": STEP,
+    }
+    assert pieces["forward"].us == 7
+    assert profile_trace.kernels(events) == (67, 5)
+    host = profile_trace.on_host(spans)
+    assert [(piece.range, piece.start, piece.end) for piece in host] == [
+        (STEP, 0, 10),
+        (forward, 10, 30),
+        (STEP, 30, 40),
+        (phase, 40, 80),
+        (STEP, 80, 100),
+    ]
+
+
+def test_reports_of_a_gpu_say_both_eager_and_replayed() -> None:
+    piece = profile_trace.Piece(Range("G forward", "G.0 Linear", "forward"), 0, 0.0, 12.5, "linear_fwd_kernel")
+    own: dict[str, float] = {"wall_us": 40.0, "kernel_us": 30.0, "gaps_us": 10.0, "launches": 9.0}
+    counts = Counts()
+    counts[piece.range].add("linear_fwd_kernel 64x64x64", "bfloat16", 5e8, 1e5)
+    counts[piece.range].choices["our kernel: estimated 3 us, cuBLAS 5 us"] += 1
+    speeds = Ceilings(copy_gbs=4000.0, tflops={"bfloat16": 400.0})
+    many = [piece, piece._replace(range=STEP, name="copy")]
+    profile = profile_step.Profile(
+        torch.device("cuda"), 1, many, {0: 1.0}, [(counts, 1.0)], speeds, 90.0, 120.0, 0.0, own
+    )
+    report = profile_rows.report(profile)
+    row = report.layers[0] if report.layers[0].layer else report.layers[1]
+    assert (row.us, row.launches, row.backend, row.bound) == (12.5, 1.0, "triton", "matrix rate")
+    assert row.roofline == pytest.approx(1.25 / 12.5)
+    assert row.why == "our kernel: estimated 3 us, cuBLAS 5 us"
+    text = "\n".join(profile_table.render(report))
+    assert "step, eager: kernels 25 us, host 90 us without the profiler, 120 us with it" in text
+    assert "step, graph replay: host 40 us, kernels 30 us in 9 launches, gaps 10 us" in text
+
+
+def test_rates_are_the_better_of_two_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profile_rates, "BRIEF", Effort(repeats=1, sample_us=100.0, seconds=0.0, least=1))
+    before = Ceilings(copy_gbs=1e9, tflops={"float32": 1e-9})
+    found = profile_rates.measure(torch.device("cpu"), ["float32", "", "float64"], before)
+    assert found.copy_gbs == 1e9
+    assert found.tflops["float32"] > 1e-3
+    assert set(found.tflops) == {"float32"}
+    assert found.launch_us["eager"] > 0
+    assert profile_rates.floor_us(found, "float64", 1e9, 1e9)[1] == "copy bandwidth"
