@@ -139,7 +139,9 @@ def _written(out: Path, numbered: bool) -> Iterator[tuple[Path, Any]]:
     """
     if not numbered and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out} exists and is not empty: give a new folder")
-    near = next(parent for parent in out.absolute().parents if parent.is_dir())
+    near = next(parent for parent in out.absolute().parents if parent.exists())
+    if not near.is_dir():
+        raise UserError(f"cannot write to {out}: {near} is no folder; give another --out")
     stage = near / f".{out.name}.{os.getpid()}.writing"
 
     def place() -> Path:
