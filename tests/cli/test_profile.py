@@ -1,4 +1,4 @@
-"""``fastgan profile`` as a user runs it: what it prints is what it writes; a run is only read; mistakes are one line."""
+"""``fastgan profile`` as a user runs it: what it prints it writes; a run is only read; mistakes are one line."""
 
 from __future__ import annotations
 
