@@ -149,7 +149,7 @@ class Ranges:
 
         def calling(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             label = self._labels.get(id(module))
-            if label is None:
+            if label is None or torch.compiler.is_compiling():
                 return call(module, *args, **kwargs)
             with self.within(Range(f"{label[0]} forward", label, FORWARD)):
                 output = call(module, *args, **kwargs)

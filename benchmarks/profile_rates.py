@@ -27,16 +27,17 @@ def measure(device: torch.device, dtypes: Iterable[str], before: Ceilings | None
     on_gpu = device.type == "cuda"
     clock: Clock = DeviceClock(device) if on_gpu else WallClock(device)
     random = torch.Generator(device).manual_seed(0)
-    source = torch.randn(2**28 if on_gpu else 2**24, device=device, generator=random)
+    size = min(2**28, torch.cuda.mem_get_info(device)[0] // 32) if on_gpu else 2**24
+    source = torch.randn(size, device=device, generator=random)
     target = torch.empty_like(source)
     us = best(lambda: target.copy_(source), clock)
     found.copy_gbs = max(8.0 * source.numel() / us / 1e3, found.copy_gbs or 0.0)
-    size = 8192 if on_gpu else 512
+    side = 8192 if size >= 2 * 8192**2 else 512
     for dtype in sorted({*dtypes} & {*MATRIX}):
-        a, b = (source[at * size * size :][: size * size].view(size, size).to(MATRIX[dtype]) for at in (0, 1))
+        a, b = (part.view(side, side).to(MATRIX[dtype]) for part in source[: 2 * side * side].chunk(2))
         with fp32_products("high" if dtype == "tf32" else "highest"):
             us = best(lambda a=a, b=b: torch.mm(a, b), clock)  # type: ignore[misc]
-        found.tflops[dtype] = max(2.0 * size**3 / us / 1e6, found.tflops.get(dtype, 0.0))
+        found.tflops[dtype] = max(2.0 * side**3 / us / 1e6, found.tflops.get(dtype, 0.0))
     one, other = source[:1], target[:1]
     us = best(lambda: torch.add(one, 1, out=other), WallClock(device))
     found.launch_us["eager"] = min(us, found.launch_us.get("eager", us))

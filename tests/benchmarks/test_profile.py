@@ -289,6 +289,43 @@ def test_reports_of_a_gpu_say_both_eager_and_replayed() -> None:
     assert "step, graph replay: host 40 us, kernels 30 us in 9 launches, gaps 10 us" in text
 
 
+def test_losses_are_what_the_rates_would_spare() -> None:
+    fast, slow = (Range("D forward", f"D.{at} Linear", "forward") for at in (0, 1))
+    pieces = [profile_trace.Piece(fast, 0, 0.0, 60.0), profile_trace.Piece(slow, 0, 60.0, 100.0)]
+    counts = Counts()
+    counts[fast].add("aten.mm", "float32", 5e6, 100.0)  # 50 us at 0.1 TFLOP/s
+    counts[slow].add("aten.add", "float32", 0.0, 2e4)  # 1 us at 20 GB/s
+    counts[slow].add("aten.mul", "float32", 0.0, 2e4)
+    speeds = Ceilings(copy_gbs=20.0, tflops={"float32": 0.1}, launch_us={"eager": 3.0})
+    profile = profile_step.Profile(torch.device("cpu"), 1, pieces, {0: 1.0}, [(counts, 1.0)], speeds, 90.0, 100.0, 0.0)
+    assert profile_rows.report(profile).losses == [
+        "D.1 Linear forward: 40% of the step, 5% of the copy bandwidth, bound by neither rate: 2 launches of 20 us,"
+        " an empty one takes 3 us",
+        "D.0 Linear forward: 60% of the step, 83% of the matrix rate, bound by the matrix rate",
+    ]
+    speeds.launch_us["eager"] = 12.0
+    assert "bound by launches: 2 launches of 20 us" in profile_rows.report(profile).losses[0]
+
+
+@pytest.mark.gpu
+def test_kernels_of_a_gpu_are_told_apart(tmp_path: Path) -> None:
+    from fastgan.benchmarks.step_workloads import workloads
+
+    run = workloads(small=True)[0].trainer(64, torch.device("cuda"))
+    profile = profile_step.profile(run, tmp_path / "trace.json", steps=3)
+    report = profile_rows.report(profile)
+    assert sum(row.us for row in report.phases) == pytest.approx(report.total_us)
+    assert {"G forward", "D forward", "D backward", "G backward", "optimisers", "data"} <= {
+        row.phase for row in report.phases
+    }
+    assert {"forward", "weight gradient", "input gradient"} <= {row.what for row in report.layers if row.launches}
+    assert next(row for row in report.phases if row.phase == "between").share < 0.5
+    assert profile.replay["launches"] > 10
+    assert 0 < profile.replay["kernel_us"] <= profile.replay["wall_us"] * 1.5
+    counted = sum(weight * sum(own.launches for own in counts.values()) for counts, weight in profile.counts)
+    assert sum(row.launches for row in report.layers) == pytest.approx(counted, rel=0.5)
+
+
 def test_rates_are_the_better_of_two_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profile_rates, "BRIEF", Effort(repeats=1, sample_us=100.0, seconds=0.0, least=1))
     before = Ceilings(copy_gbs=1e9, tflops={"float32": 1e-9})
