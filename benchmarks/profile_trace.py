@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from fastgan.benchmarks.profile_ranges import STEP, Range
 
 ON_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
+OF_THE_HOST = ("user_annotation", "cpu_op")
 LAUNCHING = ("cuda_runtime", "cuda_driver")
 
 
@@ -54,7 +55,7 @@ def spans(found: Iterable[Mapping[str, Any]], known: Mapping[str, Range]) -> lis
     ours = [
         Span(known[event["name"]], event["tid"], float(event["ts"]), float(event["ts"]) + float(event["dur"]))
         for event in found
-        if event.get("cat") == "user_annotation" and event.get("name") in known
+        if event.get("cat") in OF_THE_HOST and event.get("name") in known
     ]
     return sorted(ours, key=lambda span: (span.start, -span.end))
 

@@ -53,6 +53,7 @@ def counted(run: Trainer) -> Counts:
     ranges = Ranges(torch.device("cpu"), emits=False)
     with profile_step.running(run), ranges.installed(run), counting(ranges) as found:
         profile_step.advance(run, 1, ranges)
+        assert ranges._stack == []  # each range has ended
     return found
 
 
