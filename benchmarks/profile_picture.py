@@ -18,7 +18,7 @@ LEAST_LABEL = 0.035  # of the step's length: what is shorter has no room for its
 
 
 def draw(report: Report, title: str, path: Path) -> None:
-    """Draw the step whose length is nearest to the average."""
+    """Draw the step whose length is nearest to what is reported."""
     figures, patch = require("matplotlib.figure", why=WHY), require("matplotlib.patches", why=WHY).Patch
     pieces = chosen(report)
     begin, end = min(piece.start for piece in pieces), max(piece.end for piece in pieces)
@@ -41,7 +41,7 @@ def draw(report: Report, title: str, path: Path) -> None:
     axes.set_yticks(range(len(lanes)), [times.get(phase, phase) for phase in lanes])
     axes.set_ylim(len(lanes) - 0.5, -0.5)
     axes.set_xlim(0, (end - begin) / unit)
-    axes.set_xlabel(f"{word} since the step began; beside each phase its time and share of an average step")
+    axes.set_xlabel(f"{word} since the step began; beside each phase what it usually takes, and its share")
     axes.set_title(title, loc="left", fontsize=11)
     axes.grid(axis="x", color="#e4e4e4", linewidth=0.6)
     axes.set_axisbelow(True)
@@ -54,11 +54,10 @@ def draw(report: Report, title: str, path: Path) -> None:
 
 
 def chosen(report: Report) -> list[Piece]:
-    """Return the pieces of the step whose length is nearest to the average of those that are told of."""
+    """Return the pieces of the step whose length is nearest to what is reported."""
     by_step: defaultdict[int, list[Piece]] = defaultdict(list)
     for piece in report.profile.pieces:
-        if piece.step in report.profile.weights:
-            by_step[piece.step].append(piece)
+        by_step[piece.step].append(piece)
     return min(by_step.values(), key=lambda own: abs(sum(piece.us for piece in own) - report.total_us))
 
 

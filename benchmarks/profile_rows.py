@@ -11,7 +11,8 @@ import torch
 
 from fastgan.benchmarks.profile_ranges import STEP, Range
 from fastgan.benchmarks.profile_rates import floor_us
-from fastgan.benchmarks.profile_step import Profile
+from fastgan.benchmarks.profile_step import Profile, usual
+from fastgan.benchmarks.profile_trace import Piece
 
 FORMAT = "fastgan-profile/1"
 PHASES = (
@@ -24,7 +25,7 @@ MOSTLY = 0.5  # from this share on, something is what a time is mostly made of
 
 @dataclass
 class Row:
-    """What a phase, or a layer in one direction, does in a step; times in microseconds, on average over steps."""
+    """What a phase, or a layer in one direction, does in a step; times in microseconds."""
 
     phase: str
     layer: str = ""
@@ -89,12 +90,13 @@ def by_range(profile: Profile) -> list[Row]:
     def row_of(range: Range) -> Row:
         return found.setdefault(range, Row(*range))
 
+    pieces: defaultdict[Range, list[Piece]] = defaultdict(list)
     for piece in profile.pieces:
-        weight = profile.weights.get(piece.step, 0.0)
-        row = row_of(piece.range)
-        row.us += weight * piece.us
-        if profile.on_gpu:
-            row.launches += weight
+        pieces[piece.range].append(piece)
+    for range, own in pieces.items():
+        row = row_of(range)
+        row.us = usual(own, profile.kinds, every=profile.on_gpu)
+        row.launches = len(own) / profile.steps if profile.on_gpu else 0.0
     floors: defaultdict[Range, Counter[str]] = defaultdict(Counter)
     for counts, weight in profile.counts:
         for range, counted in counts.items():

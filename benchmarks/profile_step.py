@@ -11,7 +11,7 @@ import contextlib
 import os
 import time
 import warnings
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,8 +32,7 @@ if TYPE_CHECKING:
     from fastgan.train.step import Pattern
 
 WARM_UP = 2
-QUIET = 12.5  # percent: in the middle of the fastest quarter
-FEWEST = 3  # steps of a pattern to tell of, where there are so many
+QUIET = 25  # percent: what else the machine does makes the host slower, never faster
 LEAST, MOST, SECONDS = 3, 30, 4.0  # steps, where nobody says how many: as many as take so long
 
 
@@ -44,7 +43,7 @@ class Profile:
     device: torch.device
     steps: int
     pieces: list[Piece]  # on the host, or the device's kernels; without the profiler's own work
-    weights: dict[int, float]  # of the steps that are told of: how often a step is like this one; together 1
+    kinds: list[tuple[list[int], float]]  # the steps of each pattern, and how often a step is one
     counts: list[tuple[Counts, float]]  # of each pattern that was met, and how often a step is one
     rates: Ceilings
     plain_us: float  # a step by the host's clock, nobody looking
@@ -95,31 +94,31 @@ def profile(trainer: Trainer, trace: Path, steps: int | None = None) -> Profile:
     ours = profile_trace.spans(found, ranges.known)
     host = profile_trace.on_host(ours)
     pieces = profile_trace.on_device(found, ours) if device.type == "cuda" else host
-    weights = told(pieces, patterns, every=device.type == "cuda")
-    own_us = sum(weights.get(piece.step, 0.0) * piece.us for piece in host if piece.range is OURS)
-    kept = [piece for piece in pieces if piece.range is not OURS]
+    kinds = [
+        ([step for step, own in enumerate(patterns) if own == pattern], times / steps)
+        for pattern, times in Counter(patterns).items()
+    ]
+    own_us = usual((piece for piece in host if piece.range is OURS), kinds, every=False)
     if device.type != "cuda":
-        profiled_us = sum(weights.get(piece.step, 0.0) * piece.us for piece in host)
+        profiled_us = usual(host, kinds, every=False)
+    kept = [piece for piece in pieces if piece.range is not OURS]
     often = [(counts[pattern], times / steps) for pattern, times in Counter(patterns).items()]
-    return Profile(
-        device, steps, kept, weights, often, rates, plain_us, profiled_us, own_us, replay, dict(ranges.fused)
-    )
+    return Profile(device, steps, kept, kinds, often, rates, plain_us, profiled_us, own_us, replay, dict(ranges.fused))
 
 
-def told(pieces: Sequence[Piece], patterns: Sequence[Pattern], every: bool) -> dict[int, float]:
-    """Return the steps to tell of, and their weights: ``every`` one, or of each pattern the fastest quarter.
+def usual(pieces: Iterable[Piece], kinds: Sequence[tuple[Sequence[int], float]], every: bool) -> float:
+    """Return what pieces take in a step, by how often each kind of step is made.
 
-    What else the machine does makes steps of the host slower, never faster.
+    ``every`` step counts alike; else a kind's is its quiet quarter's.
     """
-    taken: Counter[int] = Counter()
+    taken: defaultdict[int, float] = defaultdict(float)
     for piece in pieces:
-        taken[piece.step] += piece.us  # type: ignore[assignment]
-    weights: dict[int, float] = {}
-    for pattern, times in Counter(patterns).items():
-        alike = sorted((step for step, own in enumerate(patterns) if own == pattern), key=lambda step: taken[step])
-        quiet = alike if every else alike[: max(FEWEST, -(-times // 4))]
-        weights |= dict.fromkeys(quiet, times / len(patterns) / len(quiet))
-    return weights
+        taken[piece.step] += piece.us
+    total = 0.0
+    for steps, often in kinds:
+        own = [taken[step] for step in steps]
+        total += often * float(np.mean(own) if every else np.percentile(own, QUIET))
+    return total
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from fastgan.benchmarks.table import NOTHING, number, table
 MOST_ROWS = 24
 UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 MOST_WHY = 60
+BUSY = 1.5
 
 NUMBERS: dict[str, Callable[[Row], str]] = {
     "us": lambda row: number(row.us),
@@ -57,6 +58,8 @@ def cost(report: Report) -> Iterator[str]:
             f"step, host: {duration(report.total_us)} above, {duration(profile.plain_us)} without the profiler,"
             f" {duration(profile.profiled_us)} with it ({slower:.2f} times)"
         )
+        if profile.plain_us > BUSY * report.total_us:
+            yield "this machine is busy: whole steps take far longer than their parts do when nothing gets in between"
         return
     yield (
         f"step, eager: kernels {duration(report.total_us)}, host {duration(profile.plain_us)} without the"

@@ -178,11 +178,10 @@ def _about(target: str, trainer: Trainer, begun: int, environment: dict[str, Any
 def _headline(target: str, trainer: Trainer, begun: int, report: Report) -> str:
     config, profile = trainer.config, report.profile
     where = f" from step {begun}" if begun else ""
-    clock = "kernels on the device" if profile.on_gpu else "the host's time"
-    few = f", the fastest {len(profile.weights)} shown" if len(profile.weights) < profile.steps else ""
+    clock = "of kernels, on average" if profile.on_gpu else "the host's, each range's lower quartile"
     return (
-        f"{target}{where}: {config.preset}, batch {config.batch_size}, {profile.steps} steps{few}; times are {clock},"
-        f" on average\ndevice: {trainer.describe_device()}"
+        f"{target}{where}: {config.preset}, batch {config.batch_size}, {profile.steps} steps; times are {clock}"
+        f"\ndevice: {trainer.describe_device()}"
     )
 
 

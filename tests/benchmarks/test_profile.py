@@ -16,7 +16,6 @@ from fastgan.benchmarks import profile_rates, profile_rows, profile_step, profil
 from fastgan.benchmarks.profile_count import Counts, counting, moved, product_flops
 from fastgan.benchmarks.profile_ranges import OURS, STEP, Range, Ranges
 from fastgan.benchmarks.record import Ceilings
-from fastgan.benchmarks.setting import Effort
 from fastgan.nn import Chain
 from fastgan.ops.chain_layer import Layer
 from fastgan.train import Trainer
@@ -60,14 +59,19 @@ def counted(run: Trainer) -> Counts:
 def test_sums_are_the_step(rates: Ceilings, tmp_path: Path) -> None:
     profile = profile_step.profile(trainer(), tmp_path / "trace.json", steps=8)
     report = profile_rows.report(profile)
-    assert sum(profile.weights.values()) == pytest.approx(1)
+    assert sum(often for _, often in profile.kinds) == pytest.approx(1)
     for rows in (report.phases, report.layers):
         assert sum(row.us for row in rows) == pytest.approx(report.total_us, rel=1e-9)
         assert sum(row.share for row in rows) == pytest.approx(1)
     spans = profile_trace.spans(profile_trace.events(tmp_path / "trace.json"), {STEP.name: STEP})
-    whole = sum(profile.weights.get(at, 0.0) * (span.end - span.start) for at, span in enumerate(spans))
     assert len(spans) == 8
-    assert report.total_us + profile.own_us == pytest.approx(whole, rel=1e-6)  # nothing of a step is lost
+    host = profile_trace.on_host(
+        profile_trace.spans(profile_trace.events(tmp_path / "trace.json"), {STEP.name: STEP, OURS.name: OURS})
+    )
+    for at, span in enumerate(spans):  # nothing of a step is lost
+        own = sum(piece.us for piece in profile.pieces if piece.step == at)
+        ours = sum(piece.us for piece in host if piece.step == at and piece.range is OURS)
+        assert own + ours == pytest.approx(span.end - span.start, rel=1e-6)
     assert {row.phase for row in report.phases} == {*profile_rows.PHASES} - {"penalty"}
 
 
@@ -278,7 +282,7 @@ def test_reports_of_a_gpu_say_both_eager_and_replayed() -> None:
     speeds = Ceilings(copy_gbs=4000.0, tflops={"bfloat16": 400.0})
     many = [piece, piece._replace(range=STEP, name="copy")]
     profile = profile_step.Profile(
-        torch.device("cuda"), 1, many, {0: 1.0}, [(counts, 1.0)], speeds, 90.0, 120.0, 0.0, own
+        torch.device("cuda"), 1, many, [([0], 1.0)], [(counts, 1.0)], speeds, 90.0, 120.0, 0.0, own
     )
     report = profile_rows.report(profile)
     row = report.layers[0] if report.layers[0].layer else report.layers[1]
@@ -298,7 +302,9 @@ def test_losses_are_what_the_rates_would_spare() -> None:
     counts[slow].add("aten.add", "float32", 0.0, 2e4)  # 1 us at 20 GB/s
     counts[slow].add("aten.mul", "float32", 0.0, 2e4)
     speeds = Ceilings(copy_gbs=20.0, tflops={"float32": 0.1}, launch_us={"eager": 3.0})
-    profile = profile_step.Profile(torch.device("cpu"), 1, pieces, {0: 1.0}, [(counts, 1.0)], speeds, 90.0, 100.0, 0.0)
+    profile = profile_step.Profile(
+        torch.device("cpu"), 1, pieces, [([0], 1.0)], [(counts, 1.0)], speeds, 90.0, 100.0, 0.0
+    )
     assert profile_rows.report(profile).losses == [
         "D.1 Linear forward: 40% of the step, 5% of the copy bandwidth, bound by neither rate: 2 launches of 20 us,"
         " an empty one takes 3 us",
@@ -328,7 +334,7 @@ def test_kernels_of_a_gpu_are_told_apart(tmp_path: Path) -> None:
 
 
 def test_rates_are_the_better_of_two_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(profile_rates, "BRIEF", Effort(repeats=1, sample_us=100.0, seconds=0.0, least=1))
+    monkeypatch.setattr(profile_rates, "SECONDS", 0.0)
     before = Ceilings(copy_gbs=1e9, tflops={"float32": 1e-9})
     found = profile_rates.measure(torch.device("cpu"), ["float32", "", "float64"], before)
     assert found.copy_gbs == 1e9
@@ -336,3 +342,14 @@ def test_rates_are_the_better_of_two_measurements(monkeypatch: pytest.MonkeyPatc
     assert set(found.tflops) == {"float32"}
     assert found.launch_us["eager"] > 0
     assert profile_rates.floor_us(found, "float64", 1e9, 1e9)[1] == "copy bandwidth"
+
+
+def test_kinds_of_steps_count_as_often_as_they_are() -> None:
+    lazy = [profile_trace.Piece(STEP, step, 0.0, length) for step, length in enumerate((10.0, 90.0, 10.0, 10.0, 10.0))]
+    kinds = [([0, 2, 3, 4], 0.8), ([1], 0.2)]
+    assert profile_step.usual(lazy, kinds, every=False) == pytest.approx(0.8 * 10 + 0.2 * 90)
+    noisy = [
+        profile_trace.Piece(STEP, step, 0.0, length) for step, length in enumerate((10.0, 10.0, 500.0, 11.0, 12.0))
+    ]
+    assert profile_step.usual(noisy, [([0, 1, 2, 3, 4], 1.0)], every=False) == 10
+    assert profile_step.usual(noisy[:2], [([0, 1, 2, 3], 1.0)], every=True) == 5  # in half of the steps
