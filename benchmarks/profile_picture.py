@@ -14,7 +14,7 @@ WIDTH, LANE = 14.0, 0.5  # inches
 GREYS = (14, 15)  # of the palette: they would look like everything else
 GREY = "#b8b8b8"
 WHY = "drawing the timeline"
-LEAST_LABEL = 0.035  # of the step's length: what is shorter has no room for its name
+LETTER = 0.005  # of the step's length: the room that a letter of a name takes
 
 
 def draw(report: Report, title: str, path: Path) -> None:
@@ -34,9 +34,10 @@ def draw(report: Report, title: str, path: Path) -> None:
         faces = [colors.get(piece.range.layer, GREY) for piece in own]
         axes.broken_barh(bars, (at - 0.4, 0.8), facecolors=faces, linewidth=0)
         for left, right, layer in stretches(own):
-            if (right - left) > LEAST_LABEL * (end - begin):
-                at_x, text = (left + right) / 2 - begin, short(layer)
-                axes.text(at_x / unit, at, text, ha="center", va="center", fontsize=7, clip_on=True)
+            text = short(layer)
+            if right - left > LETTER * len(text) * (end - begin):
+                middle = ((left + right) / 2 - begin) / unit
+                axes.text(middle, at, text, ha="center", va="center", fontsize=7, clip_on=True)
     times = {row.phase: f"{row.phase}  {duration(row.us)}, {row.share:.0%}" for row in report.phases}
     axes.set_yticks(range(len(lanes)), [times.get(phase, phase) for phase in lanes])
     axes.set_ylim(len(lanes) - 0.5, -0.5)
