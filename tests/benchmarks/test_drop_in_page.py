@@ -1,0 +1,59 @@
+"""The page about drop-in conversion shows what the command prints."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from fastgan.benchmarks import drop_in_page
+from fastgan.benchmarks.drop_in_models import STYLES, Style
+from fastgan.errors import UserError
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "drop-in.md"
+MEND = "`python -m fastgan.benchmarks.drop_in_page --page docs/drop-in.md` writes them anew"
+
+
+SHARES = {"mlp": 95, "dcgan": 95, "ctgan": 95}  # per cent of the FLOPs, at least
+
+
+@pytest.mark.parametrize("style", STYLES, ids=lambda style: style.name)
+def test_the_page_shows_what_the_command_prints(style: Style) -> None:
+    """And most of the work is replaced, at the sizes that were published."""
+    section = drop_in_page.section(style)
+    shares = [int(share) for share in re.findall(r"; (\d+)% of a forward", section)]
+    assert len(shares) == (1 if style.name == "stylegan2" else 2)
+    assert min(shares) >= SHARES.get(style.name, 80)
+    assert section in PAGE.read_text(encoding="utf-8"), MEND
+
+
+def test_the_page_shows_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = re.findall(r"(?m)^### .*$", PAGE.read_text(encoding="utf-8").partition(drop_in_page.END)[0])
+    monkeypatch.setattr(drop_in_page, "report", lambda style: [])
+    assert shown == [line for line in drop_in_page.page().splitlines() if line]
+
+
+def test_what_repeats_is_folded() -> None:
+    lines = [
+        "replaced: 9",
+        *(f"  {at}  a  b" for at in range(4)),
+        "  5  c  d",
+        "  6  e  f",
+        "  7  c  d",
+        "  8  e  f",
+        "",
+    ]
+    found = list(drop_in_page.folded([*lines, "kept: 1", "  x  y  z"]))
+    assert found[:3] == ["replaced: 9", "  0  a  b", "  ... and 3 more like it"]
+    assert found[3:] == ["  5  c  d", "  6  e  f", "  ... and 2 more like these", "", "kept: 1", "  x  y  z"]
+
+
+def test_reports_have_a_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = f"before\n{drop_in_page.BEGIN}\nold\n{drop_in_page.END}\nafter\n"
+    assert drop_in_page.placed(text, "new") == f"before\n{drop_in_page.BEGIN}\n\nnew\n{drop_in_page.END}\nafter\n"
+    with pytest.raises(UserError, match="write them"):
+        drop_in_page.placed("nothing", "new")
+    assert drop_in_page.main(["--style", "ctgan"]) == 0
+    assert "BatchNorm1d + ReLU" in capsys.readouterr().out
+    assert drop_in_page.main(["--page", str(tmp_path / "absent.md")]) == 2
