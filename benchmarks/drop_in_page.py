@@ -20,7 +20,6 @@ from fastgan.benchmarks.drop_in_models import STYLES, Style
 from fastgan.errors import UserError
 
 BEGIN, END = "<!-- reports: begin -->", "<!-- reports: end -->"
-LEAST = 4  # lines in a row that are folded
 
 
 def report(style: Style) -> Iterator[str]:
@@ -39,30 +38,8 @@ def reported(style: Style, letter: str, network: nn.Module) -> Iterator[str]:
     percent = math.floor(100 * share)
     yield f"`print(fastgan.convert({letter}))`; {percent}% of a forward pass's FLOPs run in what was replaced:"
     yield ""
-    yield from (f"    {line}".rstrip() for line in folded(str(told).splitlines()))
+    yield from (f"    {line}".rstrip() for line in str(told).splitlines())
     yield ""
-
-
-def folded(lines: Sequence[str]) -> Iterator[str]:
-    """Yield lines; where one, two or three say the same again and again of other paths, once, and how many follow."""
-    said = [" ".join(line.split()[1:]) if line.startswith("  ") else line for line in lines]
-    at = 0
-    while at < len(lines):
-        size, times = max((repeats(said, at, size) for size in (1, 2, 3)), key=lambda found: found[0] * found[1])
-        if said[at] == lines[at] or size * times < LEAST:
-            size, times = 1, 1
-        yield from lines[at : at + size]
-        if times > 1:
-            yield f"  ... and {size * (times - 1)} more like {'it' if size == 1 else 'these'}"
-        at += size * times
-
-
-def repeats(said: Sequence[str], at: int, size: int) -> tuple[int, int]:
-    """Return a size, and how many times in a row so many entries are said."""
-    times = 1
-    while said[at + times * size : at + (times + 1) * size] == said[at : at + size]:
-        times += 1
-    return size, times
 
 
 def page() -> str:

@@ -34,21 +34,6 @@ def test_the_page_shows_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shown == [line for line in drop_in_page.page().splitlines() if line]
 
 
-def test_what_repeats_is_folded() -> None:
-    lines = [
-        "replaced: 9",
-        *(f"  {at}  a  b" for at in range(4)),
-        "  5  c  d",
-        "  6  e  f",
-        "  7  c  d",
-        "  8  e  f",
-        "",
-    ]
-    found = list(drop_in_page.folded([*lines, "kept: 1", "  x  y  z"]))
-    assert found[:3] == ["replaced: 9", "  0  a  b", "  ... and 3 more like it"]
-    assert found[3:] == ["  5  c  d", "  6  e  f", "  ... and 2 more like these", "", "kept: 1", "  x  y  z"]
-
-
 def test_reports_have_a_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = f"before\n{drop_in_page.BEGIN}\nold\n{drop_in_page.END}\nafter\n"
     assert drop_in_page.placed(text, "new") == f"before\n{drop_in_page.BEGIN}\n\nnew\n{drop_in_page.END}\nafter\n"

@@ -194,14 +194,10 @@ class Writer:
             self.lines.append(f"{self.saved[-1][0]} = x")
         elif what == "add" and same:
             self.lines.append(self.one_of("x = x + {}", "x = {} + x", "x += {}", "x = 0.5 * x + {}").format(same[-1]))
-        elif (
-            what == "cat"
-            and self.channels < 12
-            and self.world != "sequence"
-            and (near := [s for s in self.saved if s[2] == self.size])
-        ):
-            self.lines.append(f"x = torch.cat([x, {near[-1][0]}], 1)")
-            self.channels += near[-1][1]
+        elif what == "cat" and self.channels < 12 and self.world != "sequence":
+            for name, channels, _ in [saved for saved in self.saved if saved[2] == self.size][-1:]:
+                self.lines.append(f"x = torch.cat([x, {name}], 1)")
+                self.channels += channels
         elif what == "reuse" and (known := [m for m, *shape in self.square if tuple(shape) == before]):
             self.lines.append(f"x = {known[-1]}(x)")
         elif what == "keep":

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 import fastgan
 from fastgan.benchmarks import drop_in_models
 from fastgan.benchmarks.drop_in_models import STYLES, Style
+from fastgan.benchmarks.drop_in_objectives import step
+from fastgan.train.capture import strict
 
 here = drop_in_models.load(Path(__file__).with_name("pairs.py"))
 pytestmark = pytest.mark.usefixtures("programs")
@@ -67,6 +69,26 @@ def test_ten_steps_are_the_same(name: str, dtype: torch.dtype, tolerance: float)
     torch.testing.assert_close(losses, wanted, rtol=tolerance, atol=tolerance)
     for letter, net in theirs.items():
         here.same_state(mine[letter], net, tolerance)
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_step_can_be_captured(name: str) -> None:
+    """Whatever a CUDA graph forbids is forbidden here; hooks and parametrizations move buffers under it as well."""
+    style = NAMED[name]
+    pair = style.networks()
+    networks = pair.named()
+    rate = torch.tensor(style.rate)
+    optimizers = {letter: torch.optim.Adam(net.parameters(), rate) for letter, net in networks.items()}
+    for net in networks.values():
+        fastgan.convert(net)
+
+    def train(batch: dict[str, Tensor]) -> Tensor:
+        return step(style.objective, pair.generator, pair.discriminator, optimizers, batch)
+
+    with strict():
+        captured = fastgan.capture(train, state=[*networks.values(), *optimizers.values()], warmup=1)
+        losses = [captured(style.draw(ROWS, torch.Generator().manual_seed(seed))) for seed in range(2)]
+    assert all(bool(loss.isfinite().all()) for loss in losses)
 
 
 def written(member: Any) -> Any:
