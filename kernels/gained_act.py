@@ -191,7 +191,7 @@ def act_launch(
         divisor = inner
     tile = choose(N)
     if clamp >= 0:
-        clamp = torch.tensor(clamp, dtype=given.dtype).item()
+        clamp = torch.tensor(clamp, dtype=given.dtype, device="cpu").item()
     arguments: dict[str, object] = {"x": x, "gy": gy, "v": v, "bias": bias, "out": out}
     arguments |= {"M": A * inner, "N": N, "D": divisor, "alpha": alpha, "gain": gain, "clamp": clamp}
     for name, step in zip(("x", "gy", "v"), steps, strict=True):

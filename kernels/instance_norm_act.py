@@ -12,7 +12,7 @@ is fixed: the same operands give the same bits.
 
 Bytes, for items of s bytes: s MC read, by 16 bytes where 16 divides C, and 8 a column for each stretch.
 
-Registers a thread, the most of any variant on sm_80, 86, 89, 90, 100 and 120 (Triton 3.7.1), nothing spilled: 128.
+Registers a thread, the most of any variant on sm_80, 86, 89, 90, 100 and 120 (Triton 3.7.1), nothing spilled: 114.
 """
 
 from __future__ import annotations

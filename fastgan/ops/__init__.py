@@ -1,6 +1,7 @@
 """Functional ops, one file each: reference, registration, autograd and dispatch. Differentiable as often as asked."""
 
 from fastgan.ops import chain as chain
+from fastgan.ops import upfirdn2d as upfirdn2d
 from fastgan.ops.batch_norm_act import batch_norm_act as batch_norm_act
 from fastgan.ops.bce import bce as bce
 from fastgan.ops.bce import bce_with_logits as bce_with_logits

@@ -161,21 +161,26 @@ def around(filter: Tensor | None, padding: Factor, up: Pair = (1, 1), down: Pair
 
 def pair(factor: Factor, name: str) -> Pair:
     """Return a factor as (x, y); raise a ``UserError`` for what is none."""
-    x, y = (factor, factor) if isinstance(factor, int) else factor
+    x, y = map(_whole, factor if isinstance(factor, Sequence) else (factor, factor))
     if min(x, y) < 1:
         raise UserError(f"{name} must be at least 1 along both axes, not {factor}")
-    return int(x), int(y)
+    return x, y
 
 
 def sides(padding: Factor) -> Sides:
     """Return a padding as (x before, x behind, y before, y behind); raise a ``UserError`` for what is none."""
-    parts = [padding] * 2 if isinstance(padding, int) else list(padding)
+    parts = list(map(_whole, padding if isinstance(padding, Sequence) else (padding, padding)))
     if len(parts) == 2:
         parts = [parts[0], parts[0], parts[1], parts[1]]
     if len(parts) != 4:
         raise UserError(f"padding is an int, (x, y) or (x before, x behind, y before, y behind), not {padding}")
     left, right, above, below = parts
     return left, right, above, below
+
+
+def _whole(number: int) -> int:
+    """Return an int of numpy's as one of Python's; a symbolic one stays."""
+    return number if isinstance(number, (int, torch.SymInt)) else int(number)
 
 
 def filter_size(filter: Tensor | None) -> Pair:

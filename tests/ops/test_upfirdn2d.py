@@ -179,6 +179,14 @@ def test_a_separable_filter_is_its_outer_product() -> None:
     torch.testing.assert_close(upfirdn2d(x, f, **how), upfirdn2d(x, torch.outer(f, f), **how))
 
 
+def test_numbers_of_numpy_are_numbers(device: str) -> None:
+    x, one, two = torch.randn(1, 2, 4, 4, device=device), np.int64(1), np.int32(2)
+    f = setup_filter([1, 2, 1], device)
+    wanted = upfirdn2d(x, f, 2, 1, [1, 2, 1, 2], gain=0.5)
+    torch.testing.assert_close(upfirdn2d(x, f, two, [one, one], [one, two, one, two], gain=np.float32(0.5)), wanted)
+    torch.testing.assert_close(filter2d(x, f, one), filter2d(x, f, 1))
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_16_bits(dtype: torch.dtype) -> None:
     x = torch.randn(1, 2, 6, 6).to(dtype)
