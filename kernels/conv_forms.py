@@ -3,11 +3,11 @@
 DCGAN at 64 and 128, WGAN-GP's and SNGAN's networks at 32, pix2pix's, and HiFi-GAN's generator. Kernels are not
 specialised to a geometry, so a layer's kernel, stride, dilation and size tell in the strides of its operands at most;
 what is left is which way it leads, channels, layouts, and what stands beside the product. bf16 goes through all of it,
-TF32, fp16 and IEEE fp32 through the first so many, each in every tile that the heuristic may choose for such sizes at
-a batch of 64; bf16 and the first in TF32 also in the one that it does choose at batches from 16 to 1,024. Programs
-share a tile of a weight gradient always, of the rest in the cases that say so and where that is chosen; there they work alone as well,
-and the gradient of 16-bit weights is formed in 16 bits too, not only in fp32. Weights of 16 bits of few channels lie
-channels_last, as an optimiser's shadow does, and contiguous.
+TF32, fp16 and IEEE fp32 through the first so many, each in every tile that the heuristic may choose for such sizes at a
+batch of 64; bf16 and the first in TF32 also in the one that it does choose at batches from 16 to 1,024. Programs share
+a tile of a weight gradient always, of the rest in the cases that say so and where that is chosen; there they work alone
+as well, and the gradient of 16-bit weights is formed in 16 bits too, not only in fp32. Weights of 16 bits of few
+channels lie channels_last, as an optimiser's shadow does, and contiguous.
 """
 
 from __future__ import annotations

@@ -74,6 +74,11 @@ class Fused(NamedTuple):
         return weight.unsqueeze(2) if self.dims == 3 else weight, bias  # type: ignore[return-value]
 
     @property
+    def wants_input(self) -> bool:
+        """Whether backward wants its input where torch.nn's members would do with what they made of it."""
+        return self.layer.before[0] not in ("none", "leaky_relu")
+
+    @property
     def keeps_result(self) -> bool:
         """Whether backward wants its result where that of torch.nn's members would not: nobody may overwrite it."""
         last = self.members[-1]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastgan.nn import chain
-from fastgan.nn.chain_members import Fused, plan
+from fastgan.nn.chain_members import Fused, plan, take
 from fastgan.nn.drop_in.calls import Key
 from fastgan.nn.drop_in.conditional import conditionals, runner
 from fastgan.nn.drop_in.members import Step, flat, members_of
@@ -82,12 +82,20 @@ def in_order(module: nn.Module, escapes: bool) -> Program:
     def run_members(self: nn.Module, module: nn.Module, input: Tensor) -> Tensor:
         members = [member for child in module for member in flat(child)]  # type: ignore[attr-defined]
         kept = _unexposed(members) if escapes else len(members)
+        if escapes and _wants_input(members):
+            input, members, kept = members[0](input), members[1:], kept - 1
         output = through(members[:kept], input)
         for member in members[kept:]:
             output = member(output)
         return output
 
     return Program(run_members, tuple(parts))
+
+
+def _wants_input(members: list[nn.Module]) -> bool:
+    """Whether backward would want the input for the activation that is ahead of the first layer."""
+    first = take(list(members)) if members else None
+    return first is not None and first.wants_input
 
 
 def _unexposed(members: list[nn.Module]) -> int:

@@ -69,6 +69,7 @@ def stretches(graph: fx.Graph, module: nn.Module, escapes: bool) -> Iterator[Str
             continue
         for stretch in found:
             _settle(stretch, module, escapes)
+            _begin(stretch, module, escapes)
             if stretch.fused:
                 yield stretch
         at += len(line)
@@ -147,10 +148,26 @@ def _settle(stretch: Stretch, module: nn.Module, escapes: bool) -> None:
     while stretch.nodes and stretch.fused:
         if not stretch.fused[-1].keeps_result or not mutated(stretch.nodes[-1], module, escapes):
             return
-        stretch.nodes.pop()
-        stretch.steps.pop()
-        runs = [run for run in plan(members_of(stretch.steps, module)) if not isinstance(run, nn.Module)]
-        stretch.fused = runs[0] if runs else []
+        _shorten(stretch, -1, module)
+
+
+def _begin(stretch: Stretch, module: nn.Module, escapes: bool) -> None:
+    """Leave out an activation at the start whose input is changed in place, where torch.nn's would not want it."""
+    if not stretch.fused or not stretch.fused[0].wants_input:
+        return
+    source: Any = stretch.nodes[0].args[0]
+    while _looks(source):
+        source = source.args[0]
+    if mutated(source, module) or (escapes and source.op == "placeholder"):
+        _shorten(stretch, 0, module)
+
+
+def _shorten(stretch: Stretch, end: int, module: nn.Module) -> None:
+    """Take a node off one end."""
+    stretch.nodes.pop(end)
+    stretch.steps.pop(end)
+    runs = [run for run in plan(members_of(stretch.steps, module)) if not isinstance(run, nn.Module)]
+    stretch.fused = runs[0] if runs else []
 
 
 def _product(order: list[fx.Node], at: int, module: nn.Module, escapes: bool) -> Product:

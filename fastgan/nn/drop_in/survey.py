@@ -115,16 +115,25 @@ def _changed(module: nn.Module, graph: torch.fx.Graph | None, escapes: bool) -> 
     """Yield the modules whose results a module changes in place, or hands on to somebody who may."""
     if sequential(module):
         members = list(module.children())
+        if escapes:
+            yield from members[:1]
         for member, following in zip(members, [*members[1:], None], strict=True):
             if escapes if following is None else any(map(overwrites, following.modules())):
                 yield member
     elif graph is not None:
         called = [node for node in graph.nodes if node.op == "call_module"]
-        yield from (module.get_submodule(str(n.target)) for n in called if mutated(n, module, escapes))
+        yield from (module.get_submodule(str(n.target)) for n in called if _exposed(n, module, escapes))
     if sequential(module) or (graph is not None and _called_alike(module)):
         return
     if escapes or any(map(works_in_place, _methods(kind_of(module)))):
         yield from _within(module)
+
+
+def _exposed(node: torch.fx.Node, module: nn.Module, escapes: bool) -> bool:
+    """Whether what a module returns, or what it is given, may be changed in place."""
+    given = [arg for arg in node.all_input_nodes if arg.op != "get_attr"]
+    taken = (mutated(arg, module) or (escapes and arg.op == "placeholder") for arg in given)
+    return mutated(node, module, escapes) or any(taken)
 
 
 def _called_alike(module: nn.Module) -> bool:

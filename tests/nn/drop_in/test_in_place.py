@@ -61,6 +61,13 @@ def passed_on(self: Any, x: Tensor) -> Tensor:
     return self.b(h)
 
 
+def input_overwritten(self: Any, x: Tensor) -> Tensor:
+    h = x * 1
+    g = self.b(F.relu(self.a(F.relu(h))))
+    h += g
+    return h
+
+
 def untouched(self: Any, x: Tensor) -> Tensor:
     return self.b(F.leaky_relu(self.norm(self.a(x)), 0.3))
 
@@ -70,7 +77,7 @@ def own_input(self: Any, x: Tensor) -> Tensor:
     return self.a(self.act(h)).mean() + h
 
 
-IN_PLACE = [read_again, added_to, viewed, overwritten_by_a_callee, passed_on, own_input]
+IN_PLACE = [read_again, added_to, viewed, overwritten_by_a_callee, passed_on, own_input, input_overwritten]
 
 
 @pytest.mark.parametrize("forward", IN_PLACE, ids=lambda f: f.__name__)
@@ -85,8 +92,11 @@ def test_effects_in_place_stay(forward: Any, signal: Tensor, twins: Twins, alike
 def test_effects_in_place_stay_on_the_kernels(forward: Any, signal: Tensor, monkeypatch: Any) -> None:
     monkeypatch.setattr(converted, "always", False)
     ours = made(forward)
-    ours.a, ours.b, ours.norm = nn.Linear(9, 9), nn.Linear(9, 3), nn.BatchNorm1d(9)  # whose results are not copied
-    theirs, rows = copy.deepcopy(ours), signal[:, 0].float()
+    rows = signal.float()
+    if forward is not input_overwritten:
+        ours.a, ours.b, ours.norm = nn.Linear(9, 9), nn.Linear(9, 3), nn.BatchNorm1d(9)  # whose results are not copied
+        rows = rows[:, 0]
+    theirs = copy.deepcopy(ours)
     fastgan.convert(ours)
     with fastgan.backend("triton"):
         found = ours(rows)
@@ -141,6 +151,19 @@ class Mixed(nn.Module):
         return F.leaky_relu(self.part[0](x * 2), 0.2)
 
 
+class Adds(nn.Module):
+    """Adds what its parts make of a signal to that signal."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = nn.Sequential(nn.ReLU(), nn.Conv1d(1, 1, 3, padding=1), nn.Conv1d(1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x[:, None] * 1
+        h += self.part(h)
+        return h
+
+
 class RowOfMixed(Row):
     """The same, of a part that has a forward of its own."""
 
@@ -149,7 +172,7 @@ class RowOfMixed(Row):
 
 
 @pytest.mark.interpret
-@pytest.mark.parametrize("caller", [Caller, Keeper, Row, RowOfMixed], ids=lambda c: c.__name__)
+@pytest.mark.parametrize("caller", [Caller, Keeper, Row, RowOfMixed, Adds], ids=lambda c: c.__name__)
 def test_what_a_caller_overwrites_is_not_wanted_for_backward(caller: Any, signal: Tensor, monkeypatch: Any) -> None:
     monkeypatch.setattr(converted, "always", False)
     ours = caller(nn.Sequential(nn.Linear(9, 4), nn.LeakyReLU(0.2)))
