@@ -96,7 +96,8 @@ def test_training_on_the_kernels(device: str, name: str, full: bool) -> None:
         here.same_state(mine[letter], net, tolerance)
 
 
-TRAPS = ["Shared", "OddNorms", "InPlaceSeenTwice", "ActivatesTwice", "KeepsFeatures", "CollectsByHooks", "PreActivated"]
+TRAPS = ["Shared", "OddNorms", "InPlaceSeenTwice", "ActivatesTwice", "KeepsFeatures", "CollectsByHooks"]
+TRAPS += ["PreActivated", "Tokens", "OneChannel"]
 
 
 @pytest.mark.parametrize("name", TRAPS)
