@@ -157,6 +157,16 @@ class InPlaceSeenTwice(nn.Module):
         return self.conv3(c) + a + b + skip
 
 
+class OverwritesAMask(nn.Sequential):
+    """In-place activations behind activations whose result is the mask of their own backward."""
+
+    def __init__(self):
+        super().__init__(
+            *(nn.Linear(10, 12), nn.LeakyReLU(0.2), nn.ELU(inplace=True), nn.Linear(12, 12), nn.LeakyReLU(0.3)),
+            *(nn.ReLU(inplace=True), nn.Linear(12, 5), nn.LeakyReLU(0.1), nn.Hardtanh(-0.1, 0.1, inplace=True)),
+        )
+
+
 class PreActivated(nn.Sequential):
     """The input itself is activated in place, which whoever calls sees."""
 
@@ -268,6 +278,7 @@ TRAPS = {
     ByName: VECTOR,
     Conditional: VECTOR,
     InPlaceSeenTwice: IMAGE,
+    OverwritesAMask: VECTOR,
     PreActivated: IMAGE,
     CallsItsParts: VECTOR,
     ReadsWeights: VECTOR,
