@@ -1,11 +1,11 @@
 """The compiled forms of the convolution kernels that the dispatcher chooses for the networks that people train.
 
-DCGAN at 64 and 128, WGAN-GP's and SNGAN's networks at 32, and HiFi-GAN's generator. Kernels are not specialised to a
-geometry, so a layer's kernel, stride, dilation and size tell in the strides of its operands at most; what is left is
-which way it leads, channels, layouts, and what stands beside the product. bf16 goes through all of it, TF32, fp16 and
-IEEE fp32 through the first so many, each in every tile that the heuristic may choose for such sizes at a batch of 64;
-bf16 and the first in TF32 also in the one that it does choose at batches from 16 to 1,024. Programs share a tile of a
-weight gradient always, of the rest in the cases that say so and where that is chosen; there they work alone as well,
+DCGAN at 64 and 128, WGAN-GP's and SNGAN's networks at 32, pix2pix's, and HiFi-GAN's generator. Kernels are not
+specialised to a geometry, so a layer's kernel, stride, dilation and size tell in the strides of its operands at most;
+what is left is which way it leads, channels, layouts, and what stands beside the product. bf16 goes through all of it,
+TF32, fp16 and IEEE fp32 through the first so many, each in every tile that the heuristic may choose for such sizes at
+a batch of 64; bf16 and the first in TF32 also in the one that it does choose at batches from 16 to 1,024. Programs
+share a tile of a weight gradient always, of the rest in the cases that say so and where that is chosen; there they work alone as well,
 and the gradient of 16-bit weights is formed in 16 bits too, not only in fp32. Weights of 16 bits of few channels lie
 channels_last, as an optimiser's shadow does, and contiguous.
 """
@@ -81,6 +81,9 @@ _CASES = (
     *(_Case("none", kernel=1, stride=1, up=up) for up in (1, 2)),
     _Case("tanh", K=3, kernel=3, stride=1, norm="in", below="relu"),
     _Case("none", kernel=3, stride=1, before="relu", split=True),
+    *(_Case("none", transposed=way, norm="out", before="relu", split=True) for way in (False, True)),  # a U-Net's
+    _Case("none", kernel=3, stride=1, up=2, norm="out", before="relu"),  # a residual block's
+    *(_Case(kernel=3, stride=1, signal=signal, before="leaky_relu") for signal in (False, True)),
     *(_Case("none", C=C, K=C, kernel=3, stride=1, signal=True, before="leaky_relu") for C in (32, 64, 256)),
     _Case("none", kernel=7, stride=1, image=2048, signal=True, before="leaky_relu"),
     *(_Case("none", C=C, K=2 * C, transposed=True, signal=True, before="leaky_relu") for C in (32, 64)),

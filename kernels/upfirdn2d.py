@@ -15,8 +15,8 @@ Bytes, for items of s bytes: s for each element of x and of y, when neighbours f
 output and tap that counts. What is written goes by 16 bytes where 16 divides its lines; x is read element by element
 where the filter's steps shift it, by whole vectors along channels.
 
-Registers a thread, the most of the variants on sm_80, 86, 89, 90, 100 and 120 (Triton 3.7.1): 128, where they are
-capped; nothing spilled.
+Registers a thread, the most of the variants on sm_80, 86, 89, 90, 100 and 120 (Triton 3.7.1): 96, capped at 128;
+nothing spilled. Dense bf16 by 4 x 4 taps takes 46 to 64.
 """
 
 from __future__ import annotations

@@ -43,6 +43,9 @@ class Chain(nn.Sequential):
     parametrized, or formed by the hooks of ``torch.nn.utils.weight_norm`` and ``spectral_norm``. Where the kernels do
     not run, on the CPU, under torch.compile and while global module hooks are registered, it is the nn.Sequential.
 
+    What goes into an activation that a convolution takes is kept for backward in the place of its output: as in front
+    of PyTorch's LeakyReLU, and here of a ReLU, Tanh or Sigmoid too, autograd refuses if it is written to before.
+
     Shape: that of its members. Gradients of any order; through a norm, second ones go by plain arithmetic.
     """
 

@@ -55,7 +55,7 @@ def conv2d_resample(
         inward = weight.flip([2, 3]) if flip_weight else weight
         higher = _spread(input, inward, filter, up, pad, groups, flip_filter)
         return higher if down == 1 else upfirdn2d(higher, filter, 1, down, 0, flip_filter)
-    if not flip_weight:
+    if not (flip_weight or single):
         weight = weight.flip([2, 3])
     if up > 1:
         return upfirdn2d(_conv(input, weight, groups=groups), filter, up, 1, pad, flip_filter, up**2)

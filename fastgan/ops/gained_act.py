@@ -65,9 +65,9 @@ def gained_act(
         The input's shape and dtype, channels innermost where the input's are; formed in fp32 and rounded once. Where
         there is nothing to do, the input itself.
 
-    Gradient order: any, with respect to input and bias. The derivative is 0 where the result reaches the clamp, at the
-    clamp itself too, and ``lrelu``'s is ``alpha`` at 0. Kept for it: the result; of ``swish`` input and bias. What goes
-    by plain PyTorch is an ``lrelu`` of negative slope and a gain of 0.
+    Gradient order: any, with respect to input and bias, whose own is the input's summed by PyTorch. The derivative is
+    0 where the result reaches the clamp, at the clamp itself too, and ``lrelu``'s is ``alpha`` at 0. Kept for it: the
+    result; of ``swish`` input and bias. What goes by plain PyTorch is an ``lrelu`` of negative slope and a gain of 0.
 
     Raises:
         UserError: for an unknown activation, a bias that does not fit, and a negative clamp.
@@ -194,10 +194,10 @@ def _launched_bend(grad: Tensor, other: Tensor, saved: Tensor, bias: Tensor | No
     return gradient
 
 
-def _summed(gradient: Tensor, bias: Tensor, dim: int) -> Tensor:
-    """Return a bias's gradient: that of its input, summed over the other dimensions."""
+def _summed(gradient: Tensor, dtype: torch.dtype, dim: int) -> Tensor:
+    """Return a bias's gradient: that of its input, summed over the other dimensions by PyTorch."""
     others = [at for at in range(gradient.dim()) if at != dim]
-    return gradient.sum(others, dtype=bias.dtype) if others else gradient.to(bias.dtype)
+    return gradient.sum(others, dtype=dtype) if others else gradient.to(dtype)
 
 
 class _GainedAct(Function):
@@ -214,7 +214,7 @@ class _GainedAct(Function):
         keeps = form.keeps()
         kept = {"input": input, "output": result, "nothing": None}[keeps]
         ctx.save_for_backward(kept, bias if keeps == "input" else None)
-        ctx.how, ctx.bias = (form, direct), None if bias is None else bias.detach()[:0]
+        ctx.how, ctx.dtype = (form, direct), None if bias is None else bias.dtype
         return result
 
     @staticmethod
@@ -225,7 +225,7 @@ class _GainedAct(Function):
         form, direct = ctx.how
         saved, bias = ctx.saved_tensors
         gradient = _slope(grad, saved, bias, form, direct)
-        return gradient if to_input else None, _summed(gradient, ctx.bias, form.dim) if to_bias else None, None, None
+        return gradient if to_input else None, _summed(gradient, ctx.dtype, form.dim) if to_bias else None, None, None
 
 
 class _Slope(Function):
@@ -253,7 +253,7 @@ class _Slope(Function):
         if grad is None or not (to_saved or to_bias):
             return for_grad, *(None,) * 4
         for_saved = _bend(grad, to_gradient, saved, bias, form, direct)
-        for_bias = _summed(for_saved, bias, form.dim) if to_bias else None
+        for_bias = _summed(for_saved, bias.dtype, form.dim) if to_bias else None
         return for_grad, for_saved if to_saved else None, for_bias, None, None
 
 

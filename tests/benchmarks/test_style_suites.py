@@ -73,9 +73,13 @@ def test_both_compute_the_same_and_a_contender_that_errs_has_no_times(
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")  # numpy interprets what wraps
-@pytest.mark.parametrize(("suite", "what"), [(gained_act, "lrelu"), (upfirdn2d, "up")], ids=SUITES)
 @pytest.mark.parametrize(
-    "device", [pytest.param("cpu", marks=pytest.mark.interpret), pytest.param("cuda", marks=pytest.mark.gpu)]
+    ("device", "suite", "what"),
+    [
+        pytest.param("cpu", gained_act, "lrelu", marks=pytest.mark.interpret),
+        pytest.param("cuda", gained_act, "lrelu", marks=pytest.mark.gpu),
+        pytest.param("cuda", upfirdn2d, "up", marks=pytest.mark.gpu),
+    ],
 )
 def test_ours_alone_is_raced_beside_auto(device: str, suite: ModuleType, what: str) -> None:
     row = measured(suite, what, device=device)["fastgan triton"]

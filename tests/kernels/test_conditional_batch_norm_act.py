@@ -139,8 +139,7 @@ def test_as_good_as_torch_against_fp64(device: str, data: st.DataObject) -> None
 
 
 @on_devices
-@pytest.mark.parametrize("adaptive", [False, True])
-@pytest.mark.parametrize("samples, rows, C", [(2, 301, 3), (12, 9, 17), (5, 33, 1)])
+@pytest.mark.parametrize("samples, rows, C, adaptive", [(2, 201, 3, True), (12, 9, 17, False), (5, 33, 1, False)])
 def test_many_parts_to_add(
     device: str, samples: int, rows: int, C: int, adaptive: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,7 +239,7 @@ def test_same_bits_twice() -> None:
 @on_devices
 def test_planted_errors_are_caught(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The rule has teeth: derivatives of another row, a sample with another's scale, with another's statistics."""
-    case = made(device, torch.float32, 2, 30, 20, adaptive=True)
+    case = made(device, torch.float32, 2, 10, 17, adaptive=True)
     assert judge(case, SMALL) is None
     backward, describe = kernels.bwd_launch, kernels._vectors
     errors: dict[str, list[Callable[..., Any]]] = {
