@@ -130,7 +130,9 @@ def _run(run: list[Fused], input: Tensor, groups: int) -> Tensor:
         parameters += [weight, bias, None if norm is None else norm.weight, None if norm is None else norm.bias]
     output = chain.run(layers, groups, values, parameters, shades)
     _count([fused.norm for fused in run if fused.norm is not None], groups)
-    return output.squeeze(2).contiguous() if run[0].dims == 3 else output
+    if run[0].dims == 3:
+        return output.squeeze(2).clone(memory_format=torch.contiguous_format)  # not a view: it may be overwritten
+    return output
 
 
 def _members_of(run: list[Fused], input: Tensor, groups: int, formed: bool = False) -> Tensor:

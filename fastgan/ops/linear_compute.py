@@ -66,7 +66,8 @@ def forward(
         output, pre = product(rows, weight, bias, activation, negative_slope, keeps_pre)
         if input.dim() != 2:
             shape = (*input.shape[:-1], weight.shape[0])
-            output, pre = output.view(shape), None if pre is None else pre.view(shape)
+            output.resize_(shape)  # a view could not be overwritten by who reads it
+            pre = None if pre is None else pre.view(shape)
     else:
         pre = F.linear(input, weight, bias)
         output = act.activate(pre, activation, negative_slope)

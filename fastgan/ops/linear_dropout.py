@@ -142,7 +142,7 @@ def _forward(
     keeps_pre = act.saves_pre_activation(activation, negative_slope)
     dropout = Dropout(rng, drop.threshold(p), drop.scale(p), first)
     flat, pre = product(rows, weight, bias, activation, negative_slope, keeps_pre, dropout=dropout)
-    output = flat.view(*input.shape[:-1], weight.shape[0])
+    output = flat.resize_((*input.shape[:-1], weight.shape[0]))  # a view could not be overwritten by who reads it
     return output, None if activation == "none" else output if pre is None else pre.view(output.shape)
 
 

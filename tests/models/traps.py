@@ -157,6 +157,16 @@ class InPlaceSeenTwice(nn.Module):
         return self.conv3(c) + a + b + skip
 
 
+class OverwritesAMask(nn.Sequential):
+    """In-place activations behind activations whose result is the mask of their own backward."""
+
+    def __init__(self):
+        super().__init__(
+            *(nn.Linear(10, 12), nn.LeakyReLU(0.2), nn.ELU(inplace=True), nn.Linear(12, 12), nn.LeakyReLU(0.3)),
+            *(nn.ReLU(inplace=True), nn.Linear(12, 5), nn.LeakyReLU(0.1), nn.Hardtanh(-0.1, 0.1, inplace=True)),
+        )
+
+
 class PreActivated(nn.Sequential):
     """The input itself is activated in place, which whoever calls sees."""
 
@@ -226,6 +236,37 @@ class OddActivations(nn.Module):
         return F.dropout(torch.sigmoid(self.fc[3](x)), 0.4, self.training)
 
 
+class Tokens(nn.Module):
+    """Linear layers on sequences, written over behind them; the forward cannot be traced."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(10, 12), nn.Linear(12, 5)
+
+    def forward(self, x):
+        x = F.relu_(self.fc1(x))
+        if self.training:
+            x = x / x.shape[1]
+        x = self.fc2(x)
+        x += 1
+        return x
+
+
+class OneChannel(nn.Module):
+    """A signal of one channel that is written over, in a forward that cannot be traced."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv1d(2, 1, 3, padding=1), nn.BatchNorm1d(1))
+        self.head = nn.Conv1d(1, 1, 1)
+
+    def forward(self, x):
+        x = self.body(x).tanh_()
+        if self.training:
+            x = 2 * x
+        return self.head(x).sigmoid_()
+
+
 VECTOR, IMAGE, SIGNAL = (10,), (3, 6, 6), (2, 9)
 TRAPS = {
     NoiseInTraining: VECTOR,
@@ -237,9 +278,12 @@ TRAPS = {
     ByName: VECTOR,
     Conditional: VECTOR,
     InPlaceSeenTwice: IMAGE,
+    OverwritesAMask: VECTOR,
     PreActivated: IMAGE,
     CallsItsParts: VECTOR,
     ReadsWeights: VECTOR,
     ActivatesTwice: SIGNAL,
     OddActivations: VECTOR,
+    Tokens: (3, 10),
+    OneChannel: SIGNAL,
 }
