@@ -8,7 +8,20 @@ from typing import TypeVar
 from fastgan.benchmarks.record import Compiled, Record, Spread, Timed
 
 NOTHING = ""
-WORDS = {"workload", "variant", "shape", "dtype", "L2", "check", "note", "kernel", "arch", "limited by", "verdict"}
+WORDS = {
+    "workload",
+    "variant",
+    "shape",
+    "dtype",
+    "L2",
+    "check",
+    "note",
+    "kernel",
+    "arch",
+    "limited by",
+    "verdict",
+    "clock",
+}
 
 R = TypeVar("R")
 
