@@ -11,6 +11,7 @@ from typing import Any
 from fastgan.benchmarks.findings import Findings, steps
 from fastgan.errors import UserError
 
+NAMES = ("h200", "h100", "a100", "rtx4090")
 FORMAT = "fastgan-prediction/1"
 PREDICTED = Path(__file__).resolve().parent / "predicted"
 VARIANTS = {"triton": "fastgan triton", "auto": "fastgan auto"}  # of a backend
@@ -31,6 +32,7 @@ class Forecast:
     floor_us: float  # by the card's rates alone
     predicted_us: float
     lines: list[dict[str, Any]] = field(default_factory=list)  # launches of a kind, the longest first
+    origin: str = ""  # when and by what
 
 
 def load(folder: Path) -> list[Forecast]:
@@ -41,20 +43,28 @@ def load(folder: Path) -> list[Forecast]:
             body = json.loads(path.read_text(encoding="utf-8"))
             if body["format"] != FORMAT:
                 raise ValueError(f"its format is {body['format']!r}")
-            found += [Forecast(gpu=body["gpu"], **entry) for entry in body["steps"]]
+            if body["gpu"] not in NAMES:
+                raise ValueError(f"its card is {body['gpu']!r}")
+            origin = f"{str(body['date'])[:10]}, commit {str(body['commit'])[:10]}, Triton {body['triton']}"
+            found += [Forecast(gpu=body["gpu"], origin=origin, **entry) for entry in body["steps"]]
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path} is no prediction: {error}; `fastgan bench predict --json` writes one") from error
-    return found
+    return sorted(found, key=lambda one: NAMES.index(one.gpu))
 
 
 def dump(gpu: str, entries: Sequence[Forecast], **about: Any) -> dict[str, Any]:
     """Return a file's content."""
-    lines = [{name: value for name, value in asdict(entry).items() if name != "gpu"} for entry in entries]
+    lines = [
+        {name: value for name, value in asdict(entry).items() if name not in ("gpu", "origin")} for entry in entries
+    ]
     return {"format": FORMAT, "gpu": gpu, **about, "steps": lines}
 
 
 def beside(known: Sequence[Forecast], found: Sequence[Findings]) -> Iterator[str]:
     """Yield the predictions as a table, with the replay that was measured and the prediction's error."""
+    origins = "; ".join(dict.fromkeys(one.origin for one in known if one.origin)) or "none yet"
+    yield f"Predictions, which rest on [stated assumptions](#predictions), not on any measurement ({origins})."
+    yield ""
     yield "| card | step | batch | backend | launches | floor us | predicted us | measured us | error |"
     yield "|---|---|---|---|---:|---:|---:|---:|---:|"
     for one in known:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fastgan.benchmarks.environment import commit, now, version
-from fastgan.benchmarks.forecasts import VARIANTS, Forecast, dump
+from fastgan.benchmarks.forecasts import NAMES, VARIANTS, Forecast, dump
 from fastgan.benchmarks.table import number, table
 from fastgan.data.places import cache_folder
 from fastgan.errors import UserError, require, unknown
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from fastgan.benchmarks.step_workloads import Workload
     from fastgan.kernels.variant import Variant
 
-NAMES = ("h200", "h100", "a100", "rtx4090")
 MOST = 12  # launches that are shown
 
 

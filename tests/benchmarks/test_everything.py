@@ -80,3 +80,21 @@ def test_a_sample_is_measured_stopped_and_gone_on_with(tmp_path: Path, capsys: p
 
 def test_a_cpu_has_no_clocks_to_note() -> None:
     assert set(state(Setting()).values()) == {None}
+
+
+@pytest.mark.full
+def test_every_suite_runs_and_a_run_that_goes_on_is_the_whole(tmp_path: Path) -> None:
+    run = ["all", "--smoke", "--device", "cpu"]
+    parts, whole = tmp_path / "parts.json", tmp_path / "whole.json"
+    assert main([*run, "--json", str(whole)]) == 0
+    assert main([*run, "--budget", "2", "--json", str(parts)]) == 0
+    begun = json.loads(parts.read_text(encoding="utf-8"))
+    assert begun["left_out"]
+    assert main([*run, "--resume", str(parts)]) == 0
+
+    def works(path: Path) -> list[tuple[str, ...]]:
+        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+        return [tuple(row[key] for key in ("suite", "task", "workload", "variant", "shape", "dtype")) for row in rows]
+
+    assert works(parts) == works(whole)
+    assert {row["suite"] for row in json.loads(whole.read_text())["rows"]} == {*everything.SUITES}

@@ -121,8 +121,9 @@ def test_what_was_measured_stands_beside() -> None:
     row = Timed("mlp", "fastgan auto", "batch 64", "bfloat16", Check(True), wall_us=spread, graph_us=spread)
     found = [Findings("NVIDIA H200", rows={("mlp", "fastgan auto", "batch 64", "bfloat16"): row})]
     lines = list(beside([forecast(), forecast(gpu="a100"), forecast(backend="triton"), forecast(batch=16)], found))
-    assert lines[2] == "| h200 | `mlp` | 64 | `auto` | 42 | 17 | 150 | 100 | +50% |"
-    assert all(line.endswith("| not measured | not measured |") for line in lines[3:])
+    assert lines[0].startswith("Predictions, which rest on [stated assumptions]")
+    assert lines[4] == "| h200 | `mlp` | 64 | `auto` | 42 | 17 | 150 | 100 | +50% |"
+    assert all(line.endswith("| not measured | not measured |") for line in lines[5:])
 
 
 def test_the_predictions_that_are_shown_are_of_all_steps_and_cards() -> None:
