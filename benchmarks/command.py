@@ -56,7 +56,8 @@ def run(arguments: list[str]) -> int:
         return int(importlib.import_module(f"fastgan.benchmarks.{ACTIONS[arguments[0]][0]}").main(arguments[1:]))
     suites = discover()
     parser = common()
-    name = next((word for word in arguments if word in suites), parser.parse_known_args(arguments)[0].suite)
+    named = [word for word in arguments if word in suites]
+    name = named[0] if named else parser.parse_known_args(arguments)[0].suite
     if name is None:
         parser.parse_args(arguments)
         listed = {name: suite.line for name, suite in suites.items()}
@@ -75,8 +76,8 @@ def run(arguments: list[str]) -> int:
 
 def common() -> Parser:
     """Return the parser of what every suite understands."""
-    parser = Parser(prog="python -m fastgan.benchmarks", description="Measure, or list the suites where none is named.")
-    parser.add_argument("suite", nargs="?", help="which suite; none: list them")
+    parser = Parser(prog="python -m fastgan.benchmarks", description="Measure, or list what there is.")
+    parser.add_argument("suite", nargs="?", help="which suite, or compare, predict, report; none: list them")
     parser.add_argument("--smoke", action="store_true", help="the smallest shapes, the fewest repeats: does it run?")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the record there")
     parser.add_argument(
