@@ -87,7 +87,7 @@ def section(mine: Findings | None, pictures: Sequence[str]) -> Iterator[str]:
     ]
     if mine is not None:
         parts.insert(1, ("The same at the published batches, by every clock:", tables.details(mine)))
-        for suite in tables.OPS:
+        for suite in (*tables.OPS, *tables.OTHERS):
             parts.append((f"Suite `{suite}`, in microseconds:", tables.listing(mine, suite)))
         parts.append(("Where these rows come from:", tables.sources(mine)))
     for at, (title, table) in enumerate(parts):

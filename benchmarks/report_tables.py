@@ -11,11 +11,13 @@ from fastgan.benchmarks.rungs import rungs
 from fastgan.benchmarks.setting import choose_device
 from fastgan.benchmarks.speedups import OURS, speedups
 from fastgan.benchmarks.step import PUBLISHED
+from fastgan.benchmarks.step_goals import host
 from fastgan.benchmarks.table import number
 
 NONE, WRONG = "not measured", "wrong"
 RUNGS = [rung.name for rung in rungs(choose_device("cpu"), None)]
 OPS = ("conv", "linear", "loss", "optim", "norm-penalty", "interpolate", "diff-augment", "linear-act-stack")
+OTHERS = ("host-overhead", "data", "feed")  # which race no rival of a kernel
 MOST = 40  # works of a suite that are listed
 
 
@@ -64,27 +66,28 @@ def races(mine: Findings | None) -> Iterator[str]:
 
 def details(mine: Findings) -> Iterator[str]:
     """Yield what was measured of ours, of the best rung and of the loops as they are published, beside the wall."""
-    heads = ["step", "variant", "batch", "wall us (p20-p80)", "n", "replay us", "kernels us", "launches", "TFLOP/s"]
-    heads += ["roofline", "peak MB", "error"]
+    heads = ["step", "variant", "batch", "wall us (p20-p80)", "n", "host us", "replay us", "kernels us", "launches"]
+    heads += ["TFLOP/s", "roofline", "peak MB", "error"]
     rows = []
     for step in (one for one in steps(mine) if one.published):
         shown = [step.row(EAGER), step.best, *(step.row(name) for name in (*PUBLISHED, *OURS))]
-        rows += [
-            [f"`{step.workload}`", row.variant, str(step.batch), *measures(row)] for row in shown if row is not None
-        ]
+        for row in (one for one in shown if one is not None):
+            alone = mine.rows.get((host(row.workload), row.variant, row.shape, row.dtype))
+            rows.append([f"`{step.workload}`", row.variant, str(step.batch), *measures(row, alone)])
     if rows:
         yield from table(heads, rows)
 
 
-def measures(row: Timed) -> list[str]:
-    """Return a row's figures."""
+def measures(row: Timed, alone: Timed | None) -> list[str]:
+    """Return a row's figures; ``alone``: the host's time without the device's."""
     spread = row.wall_us
     span = f"{us(spread)} ({number(spread.p20)}-{number(spread.p80)})" if spread else NONE
     share = NONE if row.roofline is None else f"{row.roofline:.0%}"
     peak = NONE if row.peak_bytes is None else number(row.peak_bytes / 1e6)
     error = NONE if row.check is None or row.check.error is None else f"{row.check.error:.1e}"
     kernels, launches, rate = (number(value) or NONE for value in (row.kernel_us, row.launches, row.tflops))
-    return [span, str(spread.n) if spread else NONE, us(row.graph_us), kernels, launches, rate, share, peak, error]
+    clocks = [wall(alone), us(row.graph_us)]
+    return [span, str(spread.n) if spread else NONE, *clocks, kernels, launches, rate, share, peak, error]
 
 
 def ops(mine: Findings | None) -> Iterator[str]:
@@ -127,7 +130,9 @@ def listing(mine: Findings, suite: str) -> Iterator[str]:
         ratio = times(getattr(best, clock), getattr(own, clock)) if best and own and own.passed else NONE
         lines.append([workload, f"{shape}, {dtype}", *cells, clock.removesuffix("_us"), ratio])
     if lines:
-        yield from table(["work", "shape", *names, "clock", "over the best other"], lines)
+        heads = ["work", "shape", *names, "clock", "over the best other"]
+        cut = None if OURS[0] in names else -1  # nothing of ours races there
+        yield from table(heads[:cut], [line[:cut] for line in lines])
         if len(found) > MOST:
             yield ""
             yield f"And {len(found) - MOST} more, in the records."

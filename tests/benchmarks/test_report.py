@@ -58,6 +58,10 @@ def step_rows(chance: random.Random) -> list[Row]:
 
 def product_rows(chance: random.Random) -> list[Row]:
     rows: list[Row] = []
+    for variant, us in (("1 thread", 9000.0), ("4 threads", 2500.0)):
+        row = Timed("decode jpeg", variant, "64 of 256x256 -> 64", "uint8", CHECK, wall_us=around(us, chance))
+        row.suite = "data"
+        rows.append(row)
     for size in (64, 256, 1024, 4096):
         flops, moved = 2.0 * size**3, 6.0 * size**2
         floor = max(flops / 700e6, moved / 4e6)
@@ -84,7 +88,8 @@ def synthetic(folder: Path) -> None:
     rows.append(
         Timed("square 64 both", "cublaslt", "64x64", "bfloat16", Check(False, why="planted"), "eager", suite="linear")
     )
-    write(record(rows), folder / "synthetic.json")
+    alone = Timed("mlp: host", "fastgan auto", "batch 64", "bfloat16", CHECK, wall_us=Spread(7.5, 7.0, 8.0, 20))
+    write(record([*rows, alone]), folder / "synthetic.json")
     rung = Timed("mlp", "4 max-autotune", "batch 64", "bfloat16", Check(True), wall_us=Spread(1.0, 1.0, 1.0, 20))
     rung.suite = "ladder"
     write(record([rung], "ladder"), folder / "synthetic-ladder.json")
@@ -127,6 +132,8 @@ def test_synthetic_records_become_tables_and_pictures(tmp_path: Path, capsys: Ou
     assert cells[5] == "1" and cells[6] == "not measured"  # rung 4 from the ladder's record, rung 5 from nowhere
     assert float(cells[-2].removesuffix("x")) < 0.1  # the best rung is the ladder's
     assert "wrong" in next(line for line in page.splitlines() if line.startswith("| square 64 both |"))
+    assert " | 7.5 | " in next(line for line in page.splitlines() if line.startswith("| `mlp` | fastgan auto | 64 |"))
+    assert next(line for line in page.splitlines() if line.startswith("| decode jpeg |")).endswith(" | wall |")
     for picture in ("speedup", "roofline", "parts"):
         path = tmp_path / "docs" / "pictures" / f"benchmarks-{picture}-synthetic-h200-not-a-card.png"
         assert f"(pictures/{path.name})" in page
