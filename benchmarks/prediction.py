@@ -15,9 +15,11 @@ its bytes. All constants are assumptions, here and in cost.py, in round numbers;
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 import torch
@@ -27,23 +29,17 @@ from torch.utils.flop_counter import flop_registry
 
 from fastgan.benchmarks.launch_count import PRODUCTS, Watch
 from fastgan.benchmarks.prediction_cards import Gpu
-from fastgan.kernels import (
-    concat_linear,
-    conv_bwd_weight,
-    conv_product,
-    cost,
-    linear,
-    linear_bwd_input,
-    linear_bwd_weight,
-)
-from fastgan.kernels.launch import Launch, Workspace
+from fastgan.kernels import cost
 from fastgan.kernels.problem import Problem
+
+if TYPE_CHECKING:
+    from fastgan.kernels.launch import Launch
 
 LIBRARY = 0.6  # of the matrix rate, by a product of cuBLAS or cuDNN
 STREAM = 0.9  # of the memory's bandwidth, by a kernel that does nothing but move
 ADAM_BYTES = 28  # of a parameter: weight, gradient and two moments read, all but the gradient written
 AVERAGE_BYTES, SHADOW_BYTES = 8, 2
-CHOOSERS = (linear, linear_bwd_input, linear_bwd_weight, concat_linear, conv_product, conv_bwd_weight)
+CHOOSERS = ("linear", "linear_bwd_input", "linear_bwd_weight", "concat_linear", "conv_product", "conv_bwd_weight")
 
 
 @dataclass
@@ -65,18 +61,15 @@ class Recorder(Watch):
     def kernel(self, build: Callable[[], Any]) -> Any:
         """Note a kernel of ours, with the product that its tile was chosen for."""
         asked: list[Problem] = []
-        patches = [patch.object(module, "choose", noting(module.choose, asked)) for module in CHOOSERS]
-        for each in patches:
-            each.start()
-        try:
+        with ExitStack() as stack:
+            for name in CHOOSERS:
+                module = importlib.import_module(f"fastgan.kernels.{name}")
+                stack.enter_context(patch.object(module, "choose", noting(module.choose, asked)))
             launch: Launch = build()
-        finally:
-            for each in patches:
-                each.stop()
         arguments = {name: without_memory(value) for name, value in launch.arguments.items()}
         problem = asked[-1] if asked else None
         flops = 2.0 * problem.rows * problem.cols * problem.depth if problem else 0.0
-        kept = Launch(launch.kernel, arguments, launch.constexprs, launch.programs, launch.config)
+        kept = replace(launch, arguments=arguments)
         self.works.append(Work(flops, moved_by(launch), kept, problem))
         return launch
 
@@ -123,6 +116,8 @@ def extent(tensor: Tensor) -> int:
 
 def moved_by(launch: Launch) -> float:
     """Return the bytes that a kernel of ours reads and writes."""
+    from fastgan.kernels.launch import Workspace
+
     tensors = {name: value for name, value in launch.arguments.items() if isinstance(value, Tensor)}
     name = launch.kernel.__name__
     if name == "real_batch_kernel":  # of the data set it reads a batch
