@@ -7,7 +7,7 @@ compiles for minutes are not among them: suite ``ladder`` has those.
 
 from __future__ import annotations
 
-import importlib
+import functools
 from argparse import ArgumentParser
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -15,7 +15,7 @@ from dataclasses import replace
 from fastgan.benchmarks.ceilings import RATES
 from fastgan.benchmarks.record import Row
 from fastgan.benchmarks.setting import Setting
-from fastgan.benchmarks.suites import Suite, Task
+from fastgan.benchmarks.suites import Suite, Task, discover
 from fastgan.errors import unknown
 
 BEGINNINGS = (  # suite, and how far in its own order: the whole of it where there is less
@@ -28,7 +28,11 @@ BEGINNINGS = (  # suite, and how far in its own order: the whole of it where the
     ("loss", 8),
     ("norm-penalty", 2),
     ("interpolate", 2),
+    ("dropin", 4),
     ("diff-augment", 2),
+    ("sample-norms", 2),
+    ("gained-act", 2),
+    ("upfirdn2d", 2),
     ("linear-act-stack", 2),
     ("host-overhead", 5),
     ("data", 2),
@@ -70,9 +74,14 @@ def plan_of(name: str, setting: Setting) -> list[Task]:
 
 
 def suite_of(name: str) -> Suite:
-    """Return a suite by name, from the file of that name."""
-    suite: Suite = importlib.import_module(f"fastgan.benchmarks.{name.replace('-', '_')}").SUITE
-    return suite
+    """Return a suite by name."""
+    return known()[name]
+
+
+@functools.cache
+def known() -> dict[str, Suite]:
+    """Return all suites, this one too."""
+    return discover()
 
 
 def merged(plans: dict[str, list[Task]]) -> Iterator[Task]:

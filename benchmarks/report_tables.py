@@ -16,8 +16,11 @@ from fastgan.benchmarks.table import number
 
 NONE, WRONG = "not measured", "wrong"
 RUNGS = [rung.name for rung in rungs(choose_device("cpu"), None)]
-OPS = ("conv", "linear", "loss", "optim", "norm-penalty", "interpolate", "diff-augment", "linear-act-stack")
-OTHERS = ("host-overhead", "data", "feed")  # which race no rival of a kernel
+OPS = (
+    *("conv", "linear", "loss", "optim", "norm-penalty", "interpolate", "diff-augment", "linear-act-stack"),
+    *("sample-norms", "gained-act", "upfirdn2d"),
+)
+OTHERS = ("dropin", "host-overhead", "data", "feed")  # which race no rival of a kernel
 MOST = 40  # works of a suite that are listed
 
 

@@ -6,6 +6,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fastgan.nn.drop_in import convert as convert
+    from fastgan.nn.drop_in import revert as revert
     from fastgan.ops.backend import backend as backend
     from fastgan.train.capture import capture as capture
     from fastgan.train.ensemble import Ensemble as Ensemble
@@ -20,6 +22,7 @@ FLOORS = (
     "ops",
     "nn",
     "optim",
+    "stylegan",
     "objectives",
     "models",
     "data",
@@ -32,8 +35,10 @@ FLOORS = (
 NAMES = {
     "backend": "fastgan.ops.backend",
     "capture": "fastgan.train.capture",
+    "convert": "fastgan.nn.drop_in",
     "Ensemble": "fastgan.train.ensemble",
     "load": "fastgan.train.generate",
+    "revert": "fastgan.nn.drop_in",
     "Trainer": "fastgan.train.trainer",
 }
 

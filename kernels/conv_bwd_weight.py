@@ -237,7 +237,7 @@ def bwd_weight_problem(
     K, C, R, S = gw.shape
     op = "conv_bwd_weight" if norm is None else "conv_bwd_weight_norm"
     size = K, C * R * S, x.shape[0] * geometry.positions(GATHER), gy.dtype.itemsize
-    room = 64 if norm or saved is not None or before[0] != "none" else 128
+    room = 64 if norm or saved is not None or before[0] != "none" or target.tensor_memory else 128
     if before[0] != "none" and target.arch not in WGMMA:
         room = 32
     if norm and target.arch >= 120:

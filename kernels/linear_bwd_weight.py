@@ -172,7 +172,7 @@ def bwd_weight_problem(
     """Describe the weight gradient's product to the choice of a tile: what stands beside it takes registers."""
     op = "linear_bwd_weight" if norm is None else "linear_bwd_weight_norm"
     size = members * gy.shape[1], x.shape[1], gy.shape[0] // members, gy.dtype.itemsize
-    room = 16 if norm and correction else 32 if norm or correction else 128
+    room = 16 if norm and correction else 32 if norm or correction else 64 if target.tensor_memory else 128
     return Problem(op, *size, target, saved is not None, regular(gy, x), True, room)
 
 

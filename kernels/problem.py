@@ -19,6 +19,7 @@ BARRIER_BYTES = 2_048  # what a pipeline needs beside its tiles, rounded up
 VECTOR_BYTES = 2_048  # what the vectors of a normalised operand may add
 REGISTERS = 65_536  # of a multiprocessor
 WGMMA = (90, 100, 103)  # whose tensor cores read the columns' operand, and accumulate on sm_100, beside the registers
+TENSOR_MEMORY = (100, 103)
 MOST_REGISTERS = 232  # there, by ``Config.registers_needed``: above it, compiled kernels were seen to spill
 MOST_REGISTERS_ELSEWHERE = 140  # where the columns' operand passes through registers as well
 MOST_ACCUMULATORS_WIDE = 64  # of a thread, where operands or the parts that are added up are of 32 bits
@@ -80,6 +81,11 @@ class Target:
     precision: str  # how fp32 operands are multiplied: "ieee" or "tf32" (16-bit operands have one way only: "tf32")
     gpu: str | None = None  # the card's name as its tuned table has it: "nvidia-h200"; None: whatever has the arch
     multiprocessors: int | None = None  # of this very card
+
+    @property
+    def tensor_memory(self) -> bool:
+        """Whether accumulators stand apart from registers, and come back through them all at once at the end."""
+        return self.arch in TENSOR_MEMORY
 
     @classmethod
     def of(cls, operand: Tensor, exact: bool | None = None) -> Target:

@@ -20,11 +20,12 @@ VERBS = {
     "sample": "draw new samples from a finished or running training",
     "export": "write a trained generator as safetensors, a torch.export program or ONNX",
     "theory": "check the theory of GANs by numbers, print each claim and draw it",
+    "profile": "say where the time of a training step goes, or what a kernel was compiled to",
     "doctor": "show GPU, driver, libraries, and which backend each op takes here",
     "bench": "run a benchmark suite; without one, list the suites",
 }
 
-PARSED_BY_TYRO = ("train", "sample", "export", "theory")  # doctor and bench run where it is missing
+PARSED_BY_TYRO = ("train", "sample", "export", "theory", "profile")  # doctor and bench run where it is missing
 
 
 def main(argv: Sequence[str] | None = None) -> int:

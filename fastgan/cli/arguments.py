@@ -7,11 +7,12 @@ import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
 from fastgan.errors import UserError
+from fastgan.presets.values import parse as parse_value
 
 T = TypeVar("T")
 
@@ -49,6 +50,17 @@ def folder(option: str, text: str | None) -> Path | None:
     if not text.strip():
         raise UserError(f"{option} is empty: name a path, or leave {option} out")
     return Path(text).expanduser()
+
+
+def assigned(assignments: Sequence[str]) -> dict[str, Any]:
+    """The keys that ``--set KEY=VALUE`` names, and their values. Raises UserError where there is no ``=``."""
+    keys = {}
+    for assignment in assignments:
+        key, sign, value = assignment.partition("=")
+        if not sign or not key.strip():
+            raise UserError(f"--set {assignment}: write it as key=value, such as --set log_every=10")
+        keys[key.strip()] = parse_value(value)
+    return keys
 
 
 def home(run: Path) -> Path:

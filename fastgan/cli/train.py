@@ -12,11 +12,10 @@ from typing import Annotated, Any
 import tyro
 
 from fastgan.cli import train_ensemble
-from fastgan.cli.arguments import Flag, Text, Whole, folder, parse, shown
+from fastgan.cli.arguments import Flag, Text, Whole, assigned, folder, parse, shown
 from fastgan.cli.output import say as say_alone
 from fastgan.errors import UserError
 from fastgan.presets import ALIASES, PRESETS, Config, from_dict, nested, preset, read, start
-from fastgan.presets.values import parse as parse_value
 from fastgan.train import Trainer, joining, run, state
 from fastgan.train.distributed import Team
 
@@ -151,11 +150,7 @@ def _config(wishes: Arguments, keys: dict[str, Any]) -> Config:
 def _keys(wishes: Arguments) -> dict[str, Any]:
     """The keys that were named explicitly: those of the file, then --set, then the options."""
     keys = start(read(wishes.target))[1] if wishes.target and _is_file(wishes.target) else {}
-    for assignment in wishes.set:
-        key, sign, value = assignment.partition("=")
-        if not sign or not key.strip():
-            raise UserError(f"--set {assignment}: write it as key=value, such as --set log_every=10")
-        keys[key.strip()] = parse_value(value)
+    keys |= assigned(wishes.set)
     for option in ("data", "steps", "batch_size", "seed", "device", "on_nan"):
         if getattr(wishes, option) is not None:
             keys[option] = getattr(wishes, option)

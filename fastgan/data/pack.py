@@ -28,6 +28,7 @@ from fastgan.data.dataset import Dataset, File
 from fastgan.data.intake import MOST_CLASSES
 from fastgan.data.packing import Item, Skipped, pack_into
 from fastgan.data.places import cache_folder
+from fastgan.disk import sync_folder, write
 from fastgan.errors import UserError
 from fastgan.locks import locked
 
@@ -102,14 +103,14 @@ def _make(pack: Path, name: str, found: Found, image_size: int | None) -> None:
             "skipped": len(skipped),
             "first_skipped": skipped[:SHOWN],
         }
-        _write(writing / "pack.json", json.dumps(content, indent=1).encode("ascii"))
-        _sync_folder(writing)
+        write(writing / "pack.json", json.dumps(content, indent=1).encode("ascii"))
+        sync_folder(writing)
         try:
             os.replace(writing, pack)
         except OSError:  # made meanwhile by another process, on a file system without locks; or damaged
             shutil.rmtree(pack, ignore_errors=True)
             os.replace(writing, pack)
-        _sync_folder(pack.parent)
+        sync_folder(pack.parent)
     finally:
         shutil.rmtree(writing, ignore_errors=True)
 
@@ -194,20 +195,3 @@ def _listed(skipped: Sequence[Skipped], count: int | None = None) -> str:
 
 def _say(text: str) -> None:
     warnings.warn(text, stacklevel=2)
-
-
-def _write(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    """Have a folder's names on the disk, where the system can."""
-    if os.name == "posix":
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

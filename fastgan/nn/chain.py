@@ -13,13 +13,15 @@ from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.utils import parametrize
 
 from fastgan.errors import UserError
-from fastgan.nn.chain_members import ACTIVATIONS, Fused, Norm, kind_of, plan
+from fastgan.nn.chain_members import ACTIVATIONS, Fused, Norm, kind_of, overwrites, plan
 from fastgan.nn.conv import Conv1dAct, Conv2dAct, ConvTranspose1dAct, ConvTranspose2dAct
 from fastgan.nn.linear import LinearAct
 from fastgan.nn.maxout import Maxout
 from fastgan.ops import chain, peers
+from fastgan.ops.activation import activate
 from fastgan.ops.backend import by_reference
-from fastgan.ops.chain_layer import BatchNorm
+from fastgan.ops.chain_layer import BatchNorm, InstanceNorm, Layer
+from fastgan.ops.conv_compute import NOTHING
 from fastgan.ops.registration import autocast, traced, transformed
 from fastgan.ops.shadow import Pair, stand_ins, used
 
@@ -33,12 +35,16 @@ class Chain(nn.Sequential):
     """``nn.Sequential``, with the same members, parameters, ``state_dict`` and results, run as few launches.
 
     Linear layers and convolutions (torch's or ours, transposed ones too) with the batch norm and activation that follow
-    them, dropout behind a linear one and nearest-neighbour up-sampling before a convolution become one function:
-    statistics leave the product's epilogue, the norm and its activation are formed where the next layer loads them, and
-    nothing normalised is kept for backward. Members that it does not fuse (others, grouped convolutions, negative
-    slopes, a ``pre_activation``, such with hooks) run between as they are; weights may be parametrized. Where the
-    kernels do not run, on the CPU, under torch.compile and while global module hooks are registered, it is the
-    nn.Sequential.
+    them, dropout behind a linear one, and before a convolution nearest-neighbour up-sampling and, where no layer before
+    it takes it, an activation become one function; convolutions with an instance norm too, unless that tracks running
+    statistics. Statistics leave the product's epilogue, the norm and its activation are formed where the next layer
+    loads them, and nothing normalised is kept for backward. Members that it does not fuse (others, grouped
+    convolutions, negative slopes, a ``pre_activation``, such with hooks) run between as they are; weights may be
+    parametrized, or formed by the hooks of ``torch.nn.utils.weight_norm`` and ``spectral_norm``. Where the kernels do
+    not run, on the CPU, under torch.compile and while global module hooks are registered, it is the nn.Sequential.
+
+    What goes into an activation that a convolution takes is kept for backward in the place of its output: as in front
+    of PyTorch's LeakyReLU, and here of a ReLU, Tanh or Sigmoid too, autograd refuses if it is written to before.
 
     Shape: that of its members. Gradients of any order; through a norm, second ones go by plain arithmetic.
     """
@@ -64,15 +70,7 @@ class Chain(nn.Sequential):
             or _has_any_global_hook()
         ):
             return self._one_by_one(input, groups)
-        fused = False
-        for step in plan(list(self)):
-            if not isinstance(step, nn.Module):
-                input, fused = _run(step, input, groups), True
-                continue
-            if fused and getattr(step, "inplace", False):
-                input = input.clone()  # the layers before it have their output for a mask
-            input, fused = _in_parts(step, input, groups), False
-        return input
+        return through(list(self), input, groups)
 
     def fold(self, *batches: Tensor) -> tuple[Tensor, ...]:
         """Run several batches of one size through in one pass, each by its own statistics: ``fold(real, fake)``."""
@@ -88,23 +86,44 @@ class Chain(nn.Sequential):
         return input
 
 
+def through(members: list[nn.Module], input: Tensor, groups: int = 1) -> Tensor:
+    """Run members one after another, those that go together on the kernels. Empties the list."""
+    last: Fused | None = None
+    for step in plan(members):
+        if not isinstance(step, nn.Module):
+            input, last = _run(step, input, groups), step[-1]
+            continue
+        if last and (overwrites(step) or (last.keeps_result and any(map(overwrites, step.modules())))):
+            input = input.clone()  # the layers before it have their output for a mask
+        input, last = _in_parts(step, input, groups), None
+    return input
+
+
 def _run(run: list[Fused], input: Tensor, groups: int) -> Tensor:
     """Run a stretch of fused layers on the kernels, or one by one where their operands do not go together."""
-    formed = [id(fused.core) for fused in run if "parametrizations" in fused.core._modules]
+    formed = [id(fused.core) for fused in run if fused.formed]
     if len(set(formed)) < len(formed):  # weights that are formed anew at each use: a power iteration is a step
         return _members_of(run, input, groups)
     with parametrize.cached() if formed else contextlib.nullcontext():
+        for fused in run:
+            fused.form(input)
         operands = [fused.operands() for fused in run]
         (values,) = autocast(input)
         shades: list[Pair] = [stand_ins(input, *pair) for pair in operands]  # type: ignore[misc]
         factors = [used(*pair, shade) for pair, shade in zip(operands, shades, strict=True)]
         if not _fit(run, factors, values):
-            return _members_of(run, input, groups)
+            return _members_of(run, input, groups, formed=True)
+    first = run[0].layer.before
+    if first != NOTHING and values.dtype != input.dtype:  # PyTorch's activation runs before the cast
+        (values,), first = autocast(activate(input, *first)), NOTHING
     values = values.unsqueeze(2) if run[0].dims == 3 else values
-    layers, parameters = [], list[Tensor | None]()
+    groups = len(values) if any(fused.by_instance for fused in run) else groups
+    layers, parameters = list[Layer](), list[Tensor | None]()
     for (weight, bias), fused, size in zip(operands, run, _sizes(run, operands, values.shape), strict=True):
-        norm, layer = fused.norm, fused.layer
-        if norm is not None:
+        norm, layer = fused.norm, replace(fused.layer, before=NOTHING if layers else first)
+        if fused.by_instance and norm is not None:
+            layer = replace(layer, norm=InstanceNorm(norm.eps, True, None, None))
+        elif norm is not None:
             part = torch.Size((size[0] // groups, size[1], *(size[3:] if fused.dims == 3 else size[2:])))
             layer = replace(layer, norm=_ready(norm, part))
         layers.append(layer)
@@ -114,10 +133,12 @@ def _run(run: list[Fused], input: Tensor, groups: int) -> Tensor:
     return output.squeeze(2).contiguous() if run[0].dims == 3 else output
 
 
-def _members_of(run: list[Fused], input: Tensor, groups: int) -> Tensor:
-    """Run the members of a stretch one by one."""
-    for member in (member for fused in run for member in fused.members):
-        input = _in_parts(member, input, groups)
+def _members_of(run: list[Fused], input: Tensor, groups: int, formed: bool = False) -> Tensor:
+    """Run the members of a stretch one by one. ``formed``: hooks have set their weights already."""
+    for fused in run:
+        for member in fused.members:
+            hooked = formed and member is fused.core and member._forward_pre_hooks
+            input = member.forward(input) if hooked else _in_parts(member, input, groups)
     return input
 
 
@@ -143,6 +164,9 @@ def _fit(run: list[Fused], operands: list[tuple[Tensor, Tensor | None]], values:
     sizes = list(_sizes(run, operands, values.unsqueeze(2).shape if values.dim() == 3 else values.shape))
     if len(sizes) < len(run) or any(min(size[2:], default=1) < 1 for size in sizes):
         return False
+    instances = ((fused.norm, size) for fused, size in zip(run, sizes, strict=True) if fused.by_instance)
+    if any(norm is None or norm.num_features != size[1] or size[2:].numel() < 2 for norm, size in instances):
+        return False  # PyTorch says what is wrong
     if values.dim() > 2 and not all(tensor.numel() for tensor in (values, *tensors)):
         return False
     if not all(tensor.dtype == values.dtype and tensor.device == values.device for tensor in tensors):

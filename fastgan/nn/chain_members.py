@@ -6,23 +6,33 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from fastgan.nn.batch_norm import BatchNorm1dAct, BatchNorm2dAct
 from fastgan.nn.conv import Conv1dAct, Conv2dAct, ConvTranspose1dAct, ConvTranspose2dAct
+from fastgan.nn.instance_norm import InstanceNorm1dAct, InstanceNorm2dAct
 from fastgan.nn.linear import LinearAct
 from fastgan.nn.synced_batch_norm import SyncedBatchNorm1d, SyncedBatchNorm2d
 from fastgan.ops import activation as act
 from fastgan.ops.chain_layer import Layer
+from fastgan.ops.conv_compute import NOTHING
 from fastgan.ops.conv_form import Form
 
 ACTIVATIONS = {nn.ReLU: "relu", nn.LeakyReLU: "leaky_relu", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid"}
 LINEAR = (nn.Linear, LinearAct)
+UPSAMPLES = (nn.Upsample, nn.UpsamplingNearest2d)
 CONV = {  # and the dimensions of what they take
     **dict.fromkeys((nn.Conv1d, nn.ConvTranspose1d, Conv1dAct, ConvTranspose1dAct), 3),
     **dict.fromkeys((nn.Conv2d, nn.ConvTranspose2d, Conv2dAct, ConvTranspose2dAct), 4),
 }
-Norm = nn.BatchNorm1d | nn.BatchNorm2d
+INSTANCE_NORMS: dict[type, tuple[int, ...]] = {
+    **dict.fromkeys((nn.InstanceNorm1d, InstanceNorm1dAct), (3,)),
+    **dict.fromkeys((nn.InstanceNorm2d, InstanceNorm2dAct), (4,)),
+}
+Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.InstanceNorm1d | nn.InstanceNorm2d
 NORMS: dict[type, tuple[int, ...]] = {
+    **INSTANCE_NORMS,
     nn.BatchNorm1d: (2, 3),
     nn.BatchNorm2d: (4,),
     BatchNorm1dAct: (2, 3),
@@ -30,6 +40,7 @@ NORMS: dict[type, tuple[int, ...]] = {
     SyncedBatchNorm1d: (2, 3),
     SyncedBatchNorm2d: (4,),
 }
+FORMING = (WeightNorm, SpectralNorm)  # hooks that set a weight before each call, and do nothing else
 
 
 class Fused(NamedTuple):
@@ -41,38 +52,71 @@ class Fused(NamedTuple):
     members: tuple[nn.Module, ...]
     dims: int  # of what it takes
 
+    @property
+    def by_instance(self) -> bool:
+        """Whether each sample is normalised by itself."""
+        return type(self.norm) in INSTANCE_NORMS
+
+    @property
+    def formed(self) -> bool:
+        """Whether the weight is formed anew at each use."""
+        return bool(self.core._forward_pre_hooks) or "parametrizations" in self.core._modules
+
+    def form(self, *input: Tensor) -> None:
+        """Have the hooks of a weight or spectral norm set the weight, as calling the layer on the input would."""
+        for hook in self.core._forward_pre_hooks.values():
+            hook(self.core, input)
+
     def operands(self) -> tuple[Tensor, Tensor | None]:
         """Return weight and bias; weights of a signal as those of an image of one row."""
         weight, bias = self.core.weight, self.core.bias
         assert isinstance(weight, Tensor)
         return weight.unsqueeze(2) if self.dims == 3 else weight, bias  # type: ignore[return-value]
 
+    @property
+    def keeps_result(self) -> bool:
+        """Whether backward wants its result where that of torch.nn's members would not: nobody may overwrite it."""
+        last = self.members[-1]
+        dropped = self.layer.dropout > 0 or isinstance(last, nn.Dropout)
+        leaky = self.layer.activation == "leaky_relu" and not overwrites(last)
+        return self.norm is None and (dropped or leaky)
+
 
 def plan(members: list[nn.Module]) -> Iterator[nn.Module | list[Fused]]:
     """Yield runs of layers to fuse, and between them the members that are not fused. Empties the list."""
     run: list[Fused] = []
+    fresh = False  # whether what the next member takes was made for it alone
     while members:
-        fused = take(members)
-        if run and (fused is None or fused.dims != run[-1].dims):
+        fused = take(members, fresh)
+        if run and (fused is None or not _follows(fused, run)):
             yield run
             run = []
         if fused is not None:
             run.append(fused)
+            fresh = False
         else:
+            fresh = kind_of(members[0]) in NORMS and plain(members[0])
             yield members.pop(0)
     if run:
         yield run
 
 
-def take(members: list[nn.Module]) -> Fused | None:
-    """Take a layer and what can be fused around it off the front of the list."""
+def _follows(fused: Fused, run: list[Fused]) -> bool:
+    """Whether a layer can be of the run: nothing is ahead of it, and all statistics are of batches or of instances."""
+    told = {each.by_instance for each in (fused, *run) if each.norm is not None}
+    return fused.dims == run[-1].dims and fused.layer.before == NOTHING and len(told) < 2
+
+
+def take(members: list[nn.Module], fresh: bool = False) -> Fused | None:
+    """Take a layer and what can be fused around it off the front of the list; ``fresh``: nobody else has its input."""
     before = list(members)
+    ahead = _take_ahead(members, fresh)
     scale = _take_upsample(members)
     core = members[0]
     kind = kind_of(core)
     dims = 2 if kind in LINEAR else CONV.get(kind, 0)
     form = _form(core, scale) if dims > 2 else None
-    if not dims or not plain(core) or (dims > 2 and form is None) or (scale > 1 and dims != 4):
+    if not dims or not plain(core, FORMING) or (dims > 2 and form is None) or (scale > 1 and dims != 4):
         members[:] = before
         return None
     told = vars(core)  # where to look costs less than asking a module for what it may lack
@@ -93,20 +137,28 @@ def take(members: list[nn.Module]) -> Fused | None:
         activation, slope = _take_activation(members)
     if norm is None and not dropped and dims == 2:
         dropped = _take_dropout(members)
-    layer = Layer(activation, slope, dropout=dropped, dropout_first=first, form=form)
+    layer = Layer(activation, slope, dropout=dropped, dropout_first=first, form=form, before=ahead)
     return Fused(core, norm, layer, tuple(before[: len(before) - len(members)]), dims)
 
 
 def kind_of(member: nn.Module) -> type[nn.Module]:
-    """Return a member's class; of one whose weights are parametrized (spectral norm), the class that it was."""
+    """Return a member's class; of one that is converted, or its weights parametrized (spectral norm), what it was."""
     kind = type(member)
-    return kind.__bases__[0] if "parametrizations" in member._modules else kind
+    kind = kind.__bases__[0] if "parametrizations" in member._modules else kind
+    return getattr(kind, "converted_from", kind)
 
 
-def plain(member: nn.Module) -> bool:
-    """Whether calling the member is running its class's own forward, and nothing beside."""
+def overwrites(member: nn.Module) -> bool:
+    """Whether a member works in place."""
+    return bool(getattr(member, "inplace", False))
+
+
+def plain(member: nn.Module, but: tuple[type, ...] = ()) -> bool:
+    """Whether calling the member is running its class's own forward, and nothing beside ``but`` such hooks before."""
+    if member._forward_pre_hooks and any(type(hook) not in but for hook in member._forward_pre_hooks.values()):
+        return False
     return "forward" not in vars(member) and not (
-        member._forward_hooks or member._forward_pre_hooks or member._backward_hooks or member._backward_pre_hooks
+        member._forward_hooks or member._backward_hooks or member._backward_pre_hooks
     )
 
 
@@ -145,10 +197,19 @@ def _padding(conv: nn.Module) -> tuple[int, ...] | None:
     return padding  # type: ignore[return-value]
 
 
+def _take_ahead(members: list[nn.Module], fresh: bool) -> tuple[str, float]:
+    """Take an activation in front of a convolution that nobody sees change its input."""
+    scaled = len(members) > 2 and type(members[1]) in UPSAMPLES
+    conv = members[2 if scaled else 1] if len(members) > 1 else None
+    if conv is None or kind_of(conv) not in CONV or (overwrites(members[0]) and not fresh):
+        return NOTHING
+    return _take_activation(members)
+
+
 def _take_upsample(members: list[nn.Module]) -> int:
     """Take a nearest-neighbour up-sampling that a convolution follows; return its whole-numbered scale, else 1."""
     member: Any = members[0]
-    if type(member) not in (nn.Upsample, nn.UpsamplingNearest2d) or len(members) < 2 or not plain(member):
+    if type(member) not in UPSAMPLES or len(members) < 2 or not plain(member):
         return 1
     factor = member.scale_factor
     scales = factor if isinstance(factor, tuple) else (factor, factor)
@@ -167,7 +228,9 @@ def _take_norm(members: list[nn.Module], dims: int) -> Norm | None:
     norm = members[0] if members else None
     if norm is None or dims not in NORMS.get(type(norm), ()) or not plain(norm):
         return None
-    assert isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d))
+    assert isinstance(norm, Norm)
+    if type(norm) in INSTANCE_NORMS and (norm.track_running_stats or norm.running_mean is not None):
+        return None
     vectors = norm.weight, norm.bias, norm.running_mean, norm.running_var
     if norm.eps <= 0 or any(vector is not None and not vector.is_contiguous() for vector in vectors):
         return None

@@ -8,10 +8,8 @@ from torch import Tensor
 
 from fastgan.ops import activation as act
 from fastgan.ops import peers
-from fastgan.ops.backend import by_reference, only_ours
-from fastgan.ops.batch_norm_act_autograd import apply
-from fastgan.ops.batch_norm_act_compute import OP, Form, Running, fits, lies_as_rows, plain_forward, track
-from fastgan.ops.registration import traced, transformed
+from fastgan.ops.batch_norm_act_autograd import by_kernels
+from fastgan.ops.batch_norm_act_compute import OP, Form, Running, by_sample, plain_forward, track
 
 
 def batch_norm_act(
@@ -62,28 +60,21 @@ def batch_norm_act(
         ValueError: for one value per channel in training and for such an ``eps``, as torch.nn.functional.batch_norm.
         RuntimeError: for shapes, dtypes and devices that do not go together, as torch.nn.functional.batch_norm.
     """
-    running = running_mean, running_var
-    form, state = Form(training, eps, activation, negative_slope), Running(*running, num_batches_tracked, momentum)
-    if by_reference(OP, input):
-        return _plain(input, weight, bias, form, state)
-    act.check(activation)
-    if transformed() or not fits(input, weight, bias, form, *running) or not (only_ours() or lies_as_rows(input)):
-        return _plain(input, weight, bias, form, state)
-    direct = not traced(input, weight, bias, *running)
-    if training and not direct and peers.current() is not None:  # the registered ops know of no others
-        return _merged(input, weight, bias, form, state)
-    return apply(input, weight, bias, form, state, direct)
+    form = Form(training, eps, activation, negative_slope)
+    state = Running(running_mean, running_var, num_batches_tracked, momentum)
+    output = None if by_sample(weight, bias) else by_kernels(OP, input, weight, bias, form, state)
+    return _plain(input, weight, bias, form, state) if output is None else output
 
 
 def _plain(input: Tensor, weight: Tensor | None, bias: Tensor | None, form: Form, state: Running) -> Tensor:
     """Normalise and activate by plain PyTorch."""
     if form.training and peers.current() is not None:
-        return _merged(input, weight, bias, form, state)
-    output = _normalised(input, weight, bias, form, state)
+        return merged(input, weight, bias, form, state)
+    output = normalised(input, weight, bias, form, state)
     return act.activate(output, form.activation, form.slope)
 
 
-def _merged(input: Tensor, weight: Tensor | None, bias: Tensor | None, form: Form, state: Running) -> Tensor:
+def merged(input: Tensor, weight: Tensor | None, bias: Tensor | None, form: Form, state: Running) -> Tensor:
     """Normalise by the statistics of all peers' parts, in plain arithmetic."""
     if input.numel() * peers.share() <= input.shape[1]:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {tuple(input.shape)}")
@@ -92,7 +83,7 @@ def _merged(input: Tensor, weight: Tensor | None, bias: Tensor | None, form: For
     return output
 
 
-def _normalised(input: Tensor, weight: Tensor | None, bias: Tensor | None, form: Form, state: Running) -> Tensor:
+def normalised(input: Tensor, weight: Tensor | None, bias: Tensor | None, form: Form, state: Running) -> Tensor:
     """Normalise by plain PyTorch; averages over batches without asking the device how many there were."""
     if not form.training or state.tracked is None or state.mean is None or state.var is None:
         return F.batch_norm(input, state.mean, state.var, weight, bias, form.training, state.momentum, form.eps)

@@ -1,4 +1,4 @@
-"""The derivatives of batch_norm_act, by the kernels or in plain arithmetic, and the registered ops."""
+"""The derivatives of norms with their activation, by the kernels or in plain arithmetic, and the registered ops."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.autograd.graph import increment_version
 
 from fastgan.ops import activation as act
 from fastgan.ops import peers
-from fastgan.ops.backend import by_reference
+from fastgan.ops.backend import by_reference, only_ours
 from fastgan.ops.batch_norm_act_compute import (
     OP,
     Form,
@@ -22,10 +22,28 @@ from fastgan.ops.batch_norm_act_compute import (
     fits,
     forward,
     layout,
+    lies_as_rows,
     plain_backward,
     plain_forward,
 )
-from fastgan.ops.registration import asked_for, batched, below_autograd, register_op, transformed
+from fastgan.ops.registration import asked_for, batched, below_autograd, register_op, traced, transformed
+
+
+def by_kernels(
+    op: str, input: Tensor, weight: Tensor | None, bias: Tensor | None, form: Form, running: Running
+) -> Tensor | None:
+    """Return the output by the kernels or the registered ops; None where PyTorch is to compute it, or to refuse it."""
+    if by_reference(op, input):
+        return None
+    act.check(form.activation)
+    if transformed() or not fits(input, weight, bias, form, *running[:2]):
+        return None
+    if not (only_ours() or lies_as_rows(input)):
+        return None
+    direct = not traced(input, weight, bias, *running[:2])
+    if form.training and not form.instance and not direct and peers.current() is not None:
+        return None  # the registered ops know of no others
+    return apply(input, weight, bias, form, running, direct)
 
 
 def apply(
@@ -37,6 +55,8 @@ def apply(
         output, mean, var = _batch_norm_act(input, weight, bias, *given, *form[1:])
         if form.training and running.mean is not None:
             rows = input.numel() // input.shape[1]
+            if form.instance:
+                mean, var, rows = mean.mean(0, keepdim=True), var.mean(0, keepdim=True), rows // input.shape[0]
             _batch_norm_track(running.mean, running.var, mean, var, running.tracked, running.momentum, rows)
         return output
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (input, weight, bias)):
@@ -77,7 +97,7 @@ class _BatchNormAct(Function):
             with peers.together(ctx.peers):
                 gradients = form_them(grad, input, weight, bias, mean, var, form, wanted)
         else:
-            parts = _batch_norm_act_backward(grad, input, weight, bias, mean, var, *form, wanted)
+            parts = _batch_norm_act_backward(grad, input, weight, bias, mean, var, *form[:4], wanted, form.instance)
             gradients = _placed(parts, wanted)
         return (*gradients, None, None, None)
 
@@ -105,7 +125,8 @@ def _fake(
     input: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor | None, var: Tensor | None, *how: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
-    mean, var = (input.new_empty((1, input.shape[1]), dtype=dtype) for _ in range(2))
+    groups = input.shape[0] if Form(mean is None, *how).instance and mean is None else 1
+    mean, var = (input.new_empty((groups, input.shape[1]), dtype=dtype) for _ in range(2))
     return torch.empty_like(input, memory_format=layout(input)), mean, var
 
 
@@ -119,8 +140,8 @@ def _autograd(
 
 
 def _compute_backward(grad: Tensor, input: Tensor, *rest: Any) -> list[Tensor]:
-    weight, bias, mean, var, training, eps, activation, slope, wanted = rest
-    form = Form(training, eps, act.check(activation), slope)
+    weight, bias, mean, var, training, eps, activation, slope, wanted, *instance = rest
+    form = Form(training, eps, act.check(activation), slope, *instance)
     if not by_reference(OP, input):
         gradients = backward(grad, input, weight, bias, mean, var, form, wanted)
     else:
@@ -133,17 +154,17 @@ def _compute_backward(grad: Tensor, input: Tensor, *rest: Any) -> list[Tensor]:
 def _fake_backward(
     grad: Tensor, input: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, *rest: Any
 ) -> list[Tensor]:
-    wanted = rest[-1]
+    wanted = rest[4]
     outputs = [torch.empty_like(input, memory_format=layout(input))] if wanted[0] else []
     vectors = (t for t, want in zip((weight, bias), wanted[1:], strict=True) if want and t is not None)
     return outputs + [torch.empty_like(t, memory_format=torch.contiguous_format) for t in vectors]
 
 
 def _autograd_backward(*arguments: Any) -> list[Tensor]:
-    grad, input, weight, bias, mean, var, training, eps, activation, slope, wanted = arguments
+    grad, input, weight, bias, mean, var, training, eps, activation, slope, wanted, *instance = arguments
     followed = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments[:4])
     if followed or transformed():
-        form = Form(training, eps, activation, slope)
+        form = Form(training, eps, activation, slope, *instance)
         gradients = plain_backward(grad, input, weight, bias, mean, var, form, wanted)
         return [gradient for gradient in gradients if gradient is not None]
     with below_autograd():
@@ -168,15 +189,15 @@ def _autograd_track(running_mean: Tensor, running_var: Tensor, *rest: Any) -> No
 
 _FORM = "float eps, str activation, float negative_slope"
 _batch_norm_act = register_op(  # by the statistics that are given, else by the batch's; returns those it went by too
-    f"batch_norm_act(Tensor input, Tensor? weight, Tensor? bias, Tensor? mean, Tensor? var, {_FORM})"
-    " -> (Tensor, Tensor, Tensor)",
+    f"batch_norm_act(Tensor input, Tensor? weight, Tensor? bias, Tensor? mean, Tensor? var, {_FORM}, "
+    "bool instance=False) -> (Tensor, Tensor, Tensor)",
     compute=_compute,
     fake=_fake,
     autograd=_autograd,
 )
 _batch_norm_act_backward = register_op(
     "batch_norm_act_backward(Tensor grad, Tensor input, Tensor? weight, Tensor? bias, Tensor mean, Tensor var, "
-    f"bool training, {_FORM}, bool[3] wanted) -> Tensor[]",
+    f"bool training, {_FORM}, bool[3] wanted, bool instance=False) -> Tensor[]",
     compute=_compute_backward,
     fake=_fake_backward,
     autograd=_autograd_backward,

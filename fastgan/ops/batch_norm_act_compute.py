@@ -1,9 +1,13 @@
-"""What batch_norm_act computes, forward and backward: by the kernels, and in plain arithmetic of any order."""
+"""What norms with their activation compute, forward and backward: by the kernels, and in plain arithmetic.
+
+A batch norm, and its sisters: an instance norm has statistics of each sample, [N, C] for [1, C], and a conditional norm
+a weight and a bias of each sample, [N, C] for [C].
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +16,9 @@ from torch.autograd.graph import increment_version
 from fastgan.ops import activation as act
 from fastgan.ops import peers
 from fastgan.ops.backend import register
+
+if TYPE_CHECKING:
+    from fastgan.kernels.norm import Norm, NormGradients, Statistics
 
 OP = register("batch_norm_act")
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -25,6 +32,7 @@ class Form(NamedTuple):
     eps: float
     activation: str
     slope: float
+    instance: bool = False  # statistics are each sample's; the running ones serve all
 
 
 class Running(NamedTuple):
@@ -42,34 +50,45 @@ def fits(
     """Whether the kernels take these operands; PyTorch computes what they do not, or refuses it in its own words."""
     if input.dim() < 2 or input.layout != torch.strided or form.eps <= 0 or (mean is None) != (var is None):
         return False
-    C = input.shape[1]
-    if input.numel() <= (C if form.training else 0) or (mean is None and not form.training):
+    N, C = input.shape[:2]
+    alone = 0 if not form.training else N * C if form.instance else C
+    if input.numel() <= alone or (mean is None and not form.training):
         return False  # one value has no variance, and none has no mean
+    own = by_sample(weight, bias)
     dtype = None
-    for vector in (weight, bias, mean, var):
+    for at, vector in enumerate((weight, bias, mean, var)):
         if vector is not None:
-            dtype = dtype or vector.dtype
-            if vector.shape != (C,) or vector.dtype != dtype or vector.device != input.device:
+            dtype = dtype if dtype is not None and not (own and at == 2) else vector.dtype
+            shape = (N, C) if own and at < 2 else (C,)
+            if vector.shape != shape or vector.dtype != dtype or vector.device != input.device:
                 return False
-    if mean is not None and var is not None and not (mean.is_contiguous() and var.is_contiguous()):
-        return False
-    return dtype in (None, torch.float32, input.dtype)
+            if dtype not in (torch.float32, input.dtype):
+                return False
+    return mean is None or var is None or (mean.is_contiguous() and var.is_contiguous())
+
+
+def by_sample(weight: Tensor | None, bias: Tensor | None) -> bool:
+    """Whether weight and bias are each sample's own."""
+    return any(vector is not None and vector.dim() == 2 for vector in (weight, bias))
 
 
 def forward(
     input: Tensor, weight: Tensor | None, bias: Tensor | None, form: Form, running: Running, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Run the kernels: the output, and mean and var [1, C] that it went by. Moves the running statistics."""
-    from fastgan.kernels.batch_norm_act import batch_norm_act_fwd, batch_norm_stats
+    """Run the kernels: the output, and mean and var [1 or N, C] that it went by. Moves the running statistics."""
     from fastgan.kernels.norm import Statistics
 
     y = _rows(input).contiguous()
     if form.training:
-        mean, var = (torch.empty((1, y.shape[1]), dtype=torch.float32, device=y.device) for _ in range(2))
-        team = peers.current()
-        batch_norm_stats(y, Statistics(mean, var, *(running if team is None else Running(None, None))))
+        groups = input.shape[0] if form.instance else 1
+        mean, var = (torch.empty((groups, y.shape[1]), dtype=torch.float32, device=y.device) for _ in range(2))
+        team = None if form.instance else peers.current()
+        here = team is None and not form.instance
+        measure(y, Statistics(mean, var, *(running if here else Running(None, None))), input.shape[0])
         if team is not None:
             settle(mean, var, running, y.shape[0], team)
+        elif form.instance:
+            track_instances(running, mean, var, y.shape[0] // groups)
         for buffer in running[:2]:
             if buffer is not None and not buffer.is_inference():
                 increment_version(buffer)
@@ -78,7 +97,29 @@ def forward(
         mean, var = running.mean[None], running.var[None]
         if keep:  # a later training pass may move them before this one's gradient is formed
             mean, var = mean.to(torch.float32, copy=True), var.to(torch.float32, copy=True)
-    return _spread(batch_norm_act_fwd(y, _norm(weight, bias, mean, var, form)), input), mean, var
+    return _spread(_applied(y, _norm(weight, bias, mean, var, form), input.shape[0]), input), mean, var
+
+
+def measure(y: Tensor, to: Statistics, samples: int) -> None:
+    """Write the statistics of groups of rows of y [M, C], which are those of so many samples."""
+    if len(to.mean) == samples > 1 and to.running_mean is None:
+        from fastgan.kernels.instance_norm_act import instance_norm_stats
+
+        instance_norm_stats(y, to.mean, to.var)
+    else:
+        from fastgan.kernels.batch_norm_act import batch_norm_stats
+
+        batch_norm_stats(y, to)
+
+
+def _applied(y: Tensor, norm: Norm, samples: int) -> Tensor:
+    if by_sample(norm.gamma, norm.beta):
+        from fastgan.kernels.conditional_batch_norm_act import conditional_norm_fwd
+
+        return conditional_norm_fwd(y, norm, samples)
+    from fastgan.kernels.batch_norm_act import batch_norm_act_fwd
+
+    return batch_norm_act_fwd(y, norm)
 
 
 def backward(
@@ -86,7 +127,7 @@ def backward(
     form: Form, wanted: Sequence[bool],
 ) -> Gradients:  # fmt: skip
     """Run the kernels: one over gradient and input, and for the input's gradient in training one more."""
-    from fastgan.kernels.batch_norm_act import batch_norm_act_bwd, batch_norm_correct
+    from fastgan.kernels.batch_norm_act import batch_norm_correct
     from fastgan.kernels.norm import Correction, NormGradients
 
     y, norm = _rows(input).contiguous(), _norm(weight, bias, mean, var, form)
@@ -97,10 +138,35 @@ def backward(
         gw = torch.empty_like(weight, memory_format=torch.contiguous_format)
     if bias is not None and wanted[2]:
         gb = torch.empty_like(bias, memory_format=torch.contiguous_format)
-    g = batch_norm_act_bwd(_rows(grad), y, norm, NormGradients(lift, tilt, gw, gb))
+    g = through_norm(_rows(grad), y, norm, NormGradients(lift, tilt, gw, gb), input.shape[0])
     if lift is not None and tilt is not None:
-        g = batch_norm_correct(g, y, Correction(mean, *peers.averages(lift, tilt)))
+        g = batch_norm_correct(g, y, Correction(mean, *((lift, tilt) if form.instance else peers.averages(lift, tilt))))
     return _spread(g, input) if wanted[0] else None, gw, gb
+
+
+def through_norm(grad: Tensor, y: Tensor, norm: Norm, to: NormGradients | None, samples: int) -> Tensor:
+    """Return the gradient [M, C] of y but for what its statistics add, and write the vectors that ``to`` is for."""
+    own = by_sample(norm.gamma, norm.beta)
+    if not own and not len(norm.mean) == samples > 1:
+        from fastgan.kernels.batch_norm_act import batch_norm_act_bwd
+
+        return batch_norm_act_bwd(grad, y, norm, to)
+    from fastgan.kernels.conditional_batch_norm_act import conditional_norm_bwd
+
+    if own or to is None:
+        return conditional_norm_bwd(grad, y, _spread_out(norm, samples), samples, to)
+    parts = [None if total is None else torch.empty_like(norm.mean) for total in to[2:]]
+    gy = conditional_norm_bwd(grad, y, _spread_out(norm, samples), samples, type(to)(*to[:2], *parts))
+    for total, part in zip(to[2:], parts, strict=True):
+        if total is not None and part is not None:
+            total.copy_(part.sum(0))
+    return gy
+
+
+def _spread_out(norm: Norm, samples: int) -> Norm:
+    """Return a norm with a row of gamma and beta for each sample, be it the same one."""
+    gamma, beta = (None if t is None else t.expand(samples, -1) for t in (norm.gamma, norm.beta))
+    return norm._replace(gamma=gamma, beta=beta)
 
 
 def settle(mean: Tensor, var: Tensor, running: Running, rows: int, team: peers.Peers) -> None:
@@ -122,11 +188,20 @@ def track(running: Running, mean: Tensor, var: Tensor, rows: int) -> None:
             slow.copy_(torch.lerp(slow.to(batch.dtype), batch, step))
 
 
-def _norm(weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, form: Form) -> Any:
+def track_instances(running: Running, mean: Tensor, var: Tensor, rows: int) -> None:
+    """Move the running statistics towards the means of those [N, C] of samples of so many rows each."""
+    if running.mean is not None:
+        with peers.alone():
+            track(running, mean.mean(0, keepdim=True), var.mean(0, keepdim=True), rows)
+
+
+def _norm(weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, form: Form) -> Norm:
     from fastgan.kernels.norm import Norm
 
-    gamma, beta = (None if vector is None else vector.contiguous() for vector in (weight, bias))
-    return Norm(mean, var, gamma, beta, *form[1:])
+    def read(vector: Tensor | None) -> Tensor | None:  # halves of an embedding's row lie well
+        return vector if vector is None or (vector.dim() == 2 and vector.stride(1) == 1) else vector.contiguous()
+
+    return Norm(mean, var, read(weight), read(bias), *form[1:4])
 
 
 def _rows(values: Tensor) -> Tensor:
@@ -169,9 +244,9 @@ def layout(input: Tensor) -> torch.memory_format:
 def plain_forward(
     input: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor | None, var: Tensor | None, form: Form
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Do in plain arithmetic as the kernels do: the output, and mean and var [1, C] that it went by."""
+    """Do in plain arithmetic as the kernels do: the output, and mean and var [1 or N, C] that it went by."""
     normal, _, mean, var = _normalised(input, mean, var, form)
-    output = act.activate(_affine(normal, weight, bias), form.activation, form.slope)
+    output = act.activate(affine(normal, weight, bias), form.activation, form.slope)
     return output.to(input.dtype), mean, var
 
 
@@ -184,46 +259,61 @@ def plain_backward(
     In training mean and var are functions of the input, and formed from it again.
     """
     normal, inverse, *_ = _normalised(input, None if form.training else mean, var, form)
-    v = _affine(normal, weight, bias)
+    v = affine(normal, weight, bias)
     saved = act.activate(v, form.activation, form.slope) if form.activation in act.SMOOTH else v
     dv = grad.to(v.dtype)
     if form.activation != "none":
         dv = act.times_derivative(dv, saved, form.activation, form.slope)
-    dims, gx, gw, gb = _within(input), None, None, None
+    gx = gw = gb = None
     if weight is not None and wanted[1]:
-        gw = (dv * normal).sum(dims).to(weight.dtype)
+        gw = _summed(dv * normal, weight)
     if bias is not None and wanted[2]:
-        gb = dv.sum(dims).to(bias.dtype)
+        gb = _summed(dv, bias)
     if wanted[0]:
+        dv = affine(dv, weight, None)
         if form.training:
-            shift, tilt = (peers.mean(t.mean(dims, keepdim=True)) for t in (dv, dv * normal))
+            shift, tilt = (t.mean(_within(input, form), keepdim=True) for t in (dv, dv * normal))
+            if not form.instance:
+                shift, tilt = peers.mean(shift), peers.mean(tilt)
             dv = dv - shift - normal * tilt
-        gx = _affine(dv * inverse, weight, None).to(input.dtype)
+        gx = (dv * inverse).to(input.dtype)
     return gx, gw, gb
+
+
+def _summed(values: Tensor, vector: Tensor) -> Tensor:
+    """Sum values (N, C, ...) to the shape and the dtype of a vector of channels, or of samples and channels."""
+    dims = [*([0] if vector.dim() == 1 else []), *range(2, values.dim())]
+    return (values.sum(dims) if dims else values).to(vector.dtype)
 
 
 def _normalised(
     input: Tensor, mean: Tensor | None, var: Tensor | None, form: Form
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return (input - mean) / sqrt(var + eps), the factor, and mean and var [1, C], in fp32 or better."""
+    """Return (input - mean) / sqrt(var + eps), the factor, and mean and var [1 or N, C], in fp32 or better."""
     x = input if input.dtype == torch.float64 else input.float()
     if mean is None or var is None:
-        var, mean = peers.var_mean(x, _within(x))
-    mean, var = (vector.to(x.dtype, copy=True).view(1, -1) for vector in (mean, var))
+        over = _within(x, form)
+        var, mean = torch.var_mean(x, over, correction=0) if form.instance else peers.var_mean(x, over)
+    mean, var = (_as_rows(vector).to(x.dtype, copy=True) for vector in (mean, var))
     inverse = _over(torch.rsqrt(var + form.eps), x)
     return (x - _over(mean, x)) * inverse, inverse, mean, var
 
 
-def _affine(values: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    values = values if weight is None else values * _over(weight.to(values.dtype), values)
-    return values if bias is None else values + _over(bias.to(values.dtype), values)
+def affine(values: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """Return weight values + bias of values (N, C, ...), each [C] or [N, C], in the widest of their dtypes."""
+    values = values if weight is None else values * _over(weight, values)
+    return values if bias is None else values + _over(bias, values)
 
 
-def _within(input: Tensor) -> list[int]:
+def _within(input: Tensor, form: Form) -> list[int]:
     """Return the dimensions that share a channel's statistics."""
-    return [0, *range(2, input.dim())]
+    return [*([] if form.instance else [0]), *range(2, input.dim())]
+
+
+def _as_rows(vector: Tensor) -> Tensor:
+    return vector if vector.dim() == 2 else vector[None]
 
 
 def _over(vector: Tensor, values: Tensor) -> Tensor:
-    """Return a vector of C so that it goes with values (N, C, ...)."""
-    return vector.view(1, -1, *[1] * (values.dim() - 2))
+    """Return a vector [C], [1, C] or [N, C] so that it goes with values (N, C, ...)."""
+    return _as_rows(vector)[(..., *[None] * (values.dim() - 2))]

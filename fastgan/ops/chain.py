@@ -18,8 +18,9 @@ from fastgan.ops import activation as act
 from fastgan.ops import dropout as drop
 from fastgan.ops import peers
 from fastgan.ops.backend import register
-from fastgan.ops.batch_norm_act_compute import Running, settle
-from fastgan.ops.chain_layer import Layer, normalise, returned, rows, shaped
+from fastgan.ops.batch_norm_act_compute import Running, settle, through_norm
+from fastgan.ops.chain_layer import Layer, apart, normalise, returned, rows, shaped
+from fastgan.ops.conv_compute import NOTHING
 from fastgan.ops.destination import Owners, anchor, memory
 from fastgan.ops.linear_compute import Incoming
 from fastgan.ops.linear_dropout import apply_with_dropout, through
@@ -45,7 +46,8 @@ def run(
 
     Args:
         layers: what each of them does.
-        groups: equal parts of the batch, one after the other, that have statistics of their own.
+        groups: equal parts of the batch, one after the other, that have statistics of their own; with instance norms
+            as many as samples.
         input: (batch, in_features) or (batch, channels, height, width), of the dtype that is computed in.
         parameters: for each layer weight, bias, and the norm's weight and bias; None for those it lacks.
         shades: for each layer what stands in for weight and bias where they are of another dtype.
@@ -53,10 +55,11 @@ def run(
     Returns:
         What the last layer puts out. Differentiable as often as asked.
     """
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (input, *parameters)):
-        output: Tensor = _Chain.apply(tuple(layers), groups, tuple(shades), input, *parameters)
-        return output
-    return _forward(layers, groups, input, parameters, _used(parameters, shades), keep=False)[0]
+    with peers.alone(apart(layers)):
+        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (input, *parameters)):
+            output: Tensor = _Chain.apply(tuple(layers), groups, tuple(shades), input, *parameters)
+            return output
+        return _forward(layers, groups, input, parameters, _used(parameters, shades), keep=False)[0]
 
 
 def _used(parameters: Sequence[Tensor | None], shades: Sequence[Pair]) -> list[Tensor | None]:
@@ -95,7 +98,7 @@ class _Chain(Function):
         input, *rest = ctx.saved_tensors
         tape = Tape(layers, ctx.groups, input, rest[:count], ctx.anchors, ctx.shaded, rest[count:])
         wanted = asked_for(ctx)[3:]
-        with peers.together(ctx.peers):
+        with peers.together(ctx.peers), peers.alone(apart(layers)):
             if not torch.is_grad_enabled() and not batched(grad):
                 return (None, None, None, *_backward(tape, grad, wanted))
             if tape.straight and not any(wanted[1:]):
@@ -117,7 +120,8 @@ class Tape(NamedTuple):
     @property
     def straight(self) -> bool:
         """Whether the gradient of the input depends on the weights alone."""
-        return all(layer.norm is None and layer.activation not in act.SMOOTH for layer in self.layers)
+        flat = all(layer.norm is None and layer.activation not in act.SMOOTH for layer in self.layers)
+        return flat and self.layers[0].before[0] not in act.SMOOTH
 
     def of(self, at: int) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
         """Return weight and bias of a layer, and those of its norm."""
@@ -218,8 +222,10 @@ def _backward(tape: Tape, grad: Tensor, wanted: Sequence[bool]) -> list[Tensor |
         norm = tape.norm(at - 1) if at else None
         own = 1 + PARAMETERS * at
         assert operand is not None
-        below = _below(tape, at - 1) if at and norm is None else None
         layer = tape.layers[at]
+        below = None
+        if norm is None and any(wanted[:own]):
+            below = _below(tape, at - 1) if at else layer.ahead(operand)
         owners, bias, gb = tape.owners(at), tape.of(at)[1], None
         if wanted[own + 1] and bias is not None:
             results[own + 1] = gb = memory(owners.bias, bias.shape, bias)
@@ -234,7 +240,7 @@ def _backward(tape: Tape, grad: Tensor, wanted: Sequence[bool]) -> list[Tensor |
         if not any(wanted[:own]):
             break
         if at == 0:
-            results[0] = layer.to_input(incoming, weight, operand)
+            results[0] = layer.to_input(incoming, weight, operand, below=below)
         elif norm is not None:
             to = _places(tape, at - 1, wanted, results)
             incoming = _corrected(layer.to_input(incoming, weight, operand, norm=norm, to=to), operand, norm, to)
@@ -245,13 +251,11 @@ def _backward(tape: Tape, grad: Tensor, wanted: Sequence[bool]) -> list[Tensor |
 
 def _through_the_end(tape: Tape, grad: Tensor, wanted: Sequence[bool], results: list[Tensor | None]) -> Incoming:
     """Take the incoming gradient through what follows the last product."""
-    from fastgan.kernels.batch_norm_act import batch_norm_act_bwd
-
     last = len(tape.layers) - 1
     layer, y, norm, seed = tape.layers[last], tape.output(last), tape.norm(last), tape.seed(last)
     if norm is not None and y is not None:
         to = _places(tape, last, wanted, results)
-        return _corrected(shaped(batch_norm_act_bwd(rows(grad), rows(y), norm, to), y), y, norm, to)
+        return _corrected(shaped(through_norm(rows(grad), rows(y), norm, to, len(y)), y), y, norm, to)
     if seed is not None:
         g = through(grad, y, seed, layer.activation, layer.slope, layer.dropout, layer.dropout_first)
         return Incoming(g)
@@ -305,7 +309,8 @@ def _straight_backward(tape: Tape, grad: Tensor) -> Tensor:
         assert weight is not None
         mask = None if layer.activation == "none" else mask
         grad = layer.differentiate(grad, weight, tape.shades(at)[0], mask, operand)
-    return grad
+    before = tape.layers[0].before
+    return grad if before == NOTHING else act.times_derivative(grad, tape.input, *before)
 
 
 def _recorded_backward(tape: Tape, grad: Tensor, wanted: Sequence[bool]) -> Iterator[Tensor | None]:
@@ -321,7 +326,7 @@ def _recorded_backward(tape: Tape, grad: Tensor, wanted: Sequence[bool]) -> Iter
 
 
 def _recorded(tape: Tape, parameters: Sequence[Tensor | None]) -> Tensor:
-    u = tape.input
+    u = act.activate(tape.input, *tape.layers[0].before)
     for at, layer in enumerate(tape.layers):
         weight, bias, gamma, beta = parameters[PARAMETERS * at : PARAMETERS * (at + 1)]
         assert weight is not None

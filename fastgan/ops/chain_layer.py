@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from fastgan.ops import conv_autograd, conv_compute, linear_autograd, linear_compute, peers
+from fastgan.ops.conv_compute import NOTHING
 from fastgan.ops.conv_form import Form
+from fastgan.ops.conv_tracing import below
 from fastgan.ops.destination import Owners, memory
 from fastgan.ops.linear_compute import Incoming
 from fastgan.ops.shadow import Pair
@@ -32,6 +34,10 @@ class BatchNorm(NamedTuple):
     momentum: float = 0.0
 
 
+class InstanceNorm(BatchNorm):
+    """What an instance norm asks for: a batch norm of groups of one sample, whatever other processes do."""
+
+
 @dataclass(frozen=True)
 class Layer:
     """One layer of a chain and what follows it: a norm, an activation; or an activation and dropout."""
@@ -42,6 +48,7 @@ class Layer:
     dropout: float = 0.0
     dropout_first: bool = False
     form: Form | None = None  # of a convolution; None: it is linear
+    before: tuple[str, float] = NOTHING  # an activation of the input of a chain's first layer, a convolution
 
     @property
     def after(self) -> tuple[str, float]:
@@ -63,9 +70,14 @@ class Layer:
     ) -> Tensor:
         """Return its output, raw where a norm follows; ``norm`` is what u has yet to go through."""
         if self.form is not None:
-            return conv_compute.product(u, weight, bias, self.form, *self.after, norm=norm, statistics=statistics)
+            around: dict[str, Any] = {"norm": norm, "before": self.before, "statistics": statistics}
+            return conv_compute.product(u, weight, bias, self.form, *self.after, **around)
         more: dict[str, Any] = {"norm": norm, "dropout": dropout, "statistics": statistics}
         return linear_compute.product(u, weight, bias, *self.after, **more)[0]
+
+    def ahead(self, input: Tensor) -> Below | None:
+        """Return what the gradient of the chain's input goes through: the activation in front of the first layer."""
+        return below(input, self.before)
 
     def settled(
         self,
@@ -114,7 +126,8 @@ class Layer:
     ) -> Tensor:
         """Return the gradient of the weight, and write that of the bias to gb, where it is given and not written."""
         if self.form is not None:
-            return conv_compute.to_weight(incoming, operand, weight, self.form, gb, norm=norm, owners=owners)
+            around: dict[str, Any] = {"norm": norm, "before": self.before, "owners": owners}
+            return conv_compute.to_weight(incoming, operand, weight, self.form, gb, **around)
         gw = memory(owners.weight, weight.shape, weight)
         linear_compute.to_weight(incoming, operand, gw, gb, norm=norm)
         return gw
@@ -144,6 +157,11 @@ class Layer:
             gradients = linear_autograd.differentiate(grad, None, weight, mask, only, *how)
         assert gradients[0] is not None
         return gradients[0]
+
+
+def apart(layers: Sequence[Layer]) -> bool:
+    """Whether each sample has statistics of its own."""
+    return any(isinstance(layer.norm, InstanceNorm) for layer in layers)
 
 
 def rows(values: Tensor) -> Tensor:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from fastgan.ops.backend import only_ours
 
+if TYPE_CHECKING:
+    from fastgan.kernels.conv_map import Geometry
+    from fastgan.kernels.norm import Correction, Norm, Statistics
+
 MOST_KEPT = 4096  # answers
+THIN = 128  # positions of a sample with vectors of its own: no tile has two samples, and would be empty for the most
 
 _answers: dict[tuple[Any, ...], bool] = {}
 
@@ -45,6 +50,12 @@ def in_load(problem: Callable[..., Any], *operands: Any, norm: int, of: Tensor, 
         return in_load(problem(*operands), problem(*after), depth, of.numel(), columns)
 
     return _answer("load", problem, operands, ask)
+
+
+def thin(vectors: Norm | Statistics | Correction | None, samples: int, geometry: Geometry, map: str) -> bool:
+    """Whether each sample has vectors of its own, and fewer positions than a launch that takes them along is for."""
+    groups = 1 if vectors is None else len(vectors.mean)
+    return groups == samples > 1 and geometry.positions(map) < THIN
 
 
 def forget() -> None:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from fastgan.ops import activation as act
 from fastgan.ops.backend import register
-from fastgan.ops.conv_choice import by_library, in_load
+from fastgan.ops.batch_norm_act_compute import measure, through_norm
+from fastgan.ops.conv_choice import by_library, in_load, thin
 from fastgan.ops.conv_form import Form
 from fastgan.ops.destination import Owners, laid
 from fastgan.ops.linear_compute import NOBODY, Incoming, summed
@@ -106,9 +107,10 @@ def product(
     geometry, map = form.geometry(x.shape, weight.shape), form.maps()[0]
     asked = (x, weight, geometry, map, conv_target(x), norm, statistics)
     library = by_library(kernels.fwd_problem, *asked)
+    lean = thin(norm or statistics, len(x), geometry, map)
     if norm is not None:
         depth = form.channels(weight)[0]
-        if library or not in_load(kernels.fwd_problem, *asked, norm=5, of=x, depth=depth, columns=False):
+        if library or lean or not in_load(kernels.fwd_problem, *asked, norm=5, of=x, depth=depth, columns=False):
             x, norm = normalised(x, norm), None
     if library:
         y = _by_library(_through(x, before), weight, bias, form, activation, slope, statistics)
@@ -116,14 +118,15 @@ def product(
     straight = form.channels(weight)[1] < FEW or form.size(x.shape, weight.shape) == (1, 1)  # written as they stay
     y = room(x, weight, form, format if straight else torch.channels_last)
     how = geometry, map, activation, slope
-    kernels.conv_fwd(x, weight, bias, y, *how, norm=norm, before=before, statistics=statistics)
+    kernels.conv_fwd(x, weight, bias, y, *how, norm=norm, before=before, statistics=None if lean else statistics)
+    if statistics is not None and lean:
+        measure(rows(y), statistics, len(y))
     return y.contiguous(memory_format=format)
 
 
 def _by_library(
     x: Tensor, weight: Tensor, bias: Tensor | None, form: Form, activation: str, slope: float, statistics: Any
 ) -> Tensor:
-    from fastgan.kernels.batch_norm_act import batch_norm_stats
     from fastgan.kernels.bias_act import bias_act_fwd
 
     if activation == "none":
@@ -132,7 +135,7 @@ def _by_library(
         v = form.plain(x, weight, None).contiguous(memory_format=torch.channels_last)
         y = images(bias_act_fwd(rows(v), bias, activation, slope, in_place=True)[0], v)
     if statistics is not None:
-        batch_norm_stats(rows(y), statistics)
+        measure(rows(y), statistics, len(y))
     return y
 
 
@@ -164,7 +167,8 @@ def settled(
     place = gb if apart or to_weight else None
     if incoming.saved is None:
         return incoming if place is None else incoming._replace(column=summed(rows(incoming.grad), place))
-    if not (to_input or to_weight or apart):
+    lean = thin(incoming.correction, shape[0], form.geometry(shape, weight.shape), form.maps()[1])
+    if not (to_input or to_weight or apart or lean):
         return incoming
     if incoming.correction is not None:
         g = formed(incoming)
@@ -193,12 +197,16 @@ def to_input(
         return _to_input_by_library(incoming, weight, form, shape, below, norm, raw, to)
     from fastgan.kernels.conv_bwd_input import conv_bwd_input
 
+    geometry, map = form.geometry(shape, weight.shape), form.maps()[1]
+    if norm is not None and raw is not None and thin(norm, shape[0], geometry, map):
+        gx = to_input(incoming, weight, form, shape)
+        return images(through_norm(rows(gx), rows(raw), norm, to, len(gx)), gx)
     g, saved, activation, slope, correction, _ = incoming
     gx = torch.empty(shape, dtype=g.dtype, device=g.device, memory_format=torch.channels_last)
     if below is not None:
         below = below._replace(saved=_as(below.saved, gx))
     raw = None if raw is None else _as(raw, gx)
-    how = form.geometry(shape, weight.shape), form.maps()[1], activation, slope
+    how = geometry, map, activation, slope
     more: dict[str, Any] = {"correction": correction, "below": below, "norm": norm, "raw": raw, "to": to}
     return conv_bwd_input(g, saved, _filters(weight), gx, *how, **more)
 
@@ -206,7 +214,6 @@ def to_input(
 def _to_input_by_library(
     incoming: Incoming, weight: Tensor, form: Form, shape: Sequence[int], below: Any, norm: Any, raw: Any, to: Any
 ) -> Tensor:
-    from fastgan.kernels.batch_norm_act import batch_norm_act_bwd
     from fastgan.kernels.bias_act import bias_act_bwd
 
     g = formed(incoming)
@@ -215,7 +222,7 @@ def _to_input_by_library(
     assert gx is not None
     gx = gx.contiguous(memory_format=torch.channels_last)
     if norm is not None and raw is not None:
-        return images(batch_norm_act_bwd(rows(gx), rows(raw), norm, to), gx)
+        return images(through_norm(rows(gx), rows(raw), norm, to, len(gx)), gx)
     if below is not None:
         saved = rows(below.saved).contiguous()
         return images(bias_act_bwd(rows(gx), saved, below.activation, below.slope)[0], gx)
@@ -244,7 +251,8 @@ def to_weight(
     if norm is not None:
         asked = g, saved, x, weight, geometry, conv_target(g), correction, norm
         more: dict[str, Any] = {"norm": 7, "of": x, "depth": weight.shape[1], "columns": not form.transposed}
-        if library or not in_load(kernels.bwd_weight_problem, *asked, **more):
+        lean = thin(norm, x.shape[0], geometry, "gather")
+        if library or lean or not in_load(kernels.bwd_weight_problem, *asked, **more):
             x, norm = normalised(x, norm), None
     if library:
         g = formed(incoming)

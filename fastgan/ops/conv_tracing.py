@@ -80,13 +80,13 @@ def backward(
 ) -> Gradients:
     """Return the wanted gradients by the kernels; ``input`` of ``size`` is there where its values are needed."""
     x = input if wanted[1] else None
-    below = _below(input, before) if wanted[0] and input is not None else None
+    through = below(input, before) if wanted[0] and input is not None else None
     gx = gw = None
     gb = memory(owners.bias, grad.shape[1:2], grad, owners.lands) if wanted[2] else None
     incoming = Incoming(grad, saved, activation, slope)
-    incoming = settled(incoming, weight, x, form, size, wanted[0], below, gb=gb)
+    incoming = settled(incoming, weight, x, form, size, wanted[0], through, gb=gb)
     if wanted[0]:
-        gx = to_input(incoming, weight, form, size, below=below)
+        gx = to_input(incoming, weight, form, size, below=through)
     if x is not None:
         gw = to_weight(incoming, x, weight, form, gb, before=before, owners=owners)
     elif gb is not None:
@@ -94,7 +94,7 @@ def backward(
     return gx, gw, gb
 
 
-def _below(input: Tensor, before: tuple[str, float]) -> Below | None:
+def below(input: Tensor, before: tuple[str, float]) -> Below | None:
     """Return what the input gradient goes through behind the product. The input of a piecewise linear psi tells all."""
     from fastgan.kernels.linear_bwd_input import Below
 

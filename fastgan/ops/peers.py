@@ -71,6 +71,18 @@ def together(peers: Peers | None) -> Iterator[None]:
         _peers = before
 
 
+@contextmanager
+def alone(really: bool = True) -> Iterator[None]:
+    """Context in which ops compute over this process's part alone, as norms of single samples do."""
+    global _peers
+    before = _peers
+    _peers = None if really else before
+    try:
+        yield
+    finally:
+        _peers = before
+
+
 class _Total(Function):
     """The sum over all processes, whose gradient is the sum of the gradients."""
 

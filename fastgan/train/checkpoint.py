@@ -21,9 +21,10 @@ from typing import Any
 
 from torch import Tensor
 
+from fastgan.disk import sync_folder, write
 from fastgan.errors import UserError, require
 from fastgan.train import manifest, space
-from fastgan.train.files import plainly, sync_folder
+from fastgan.train.files import plainly
 
 FILES = ("generator", "discriminator", "training")
 OPTIONAL = ("generator_ema",)
@@ -85,8 +86,8 @@ def _write_files(folder: Path, checkpoint: Checkpoint) -> None:
         plain = {key: value.detach().cpu().contiguous().clone() for key, value in checkpoint.tensors[name].items()}
         content, file = safetensors.save(plain), f"{name}.safetensors"
         sums[file], sizes[file] = hashlib.sha256(content).hexdigest(), len(content)
-        _write(folder / file, content)
-    _write(folder / MANIFEST, manifest.write(checkpoint.values, sums, sizes))
+        write(folder / file, content)
+    write(folder / MANIFEST, manifest.write(checkpoint.values, sums, sizes))
     sync_folder(folder)
 
 
@@ -197,10 +198,3 @@ def _corrupt(path: Path, what: str) -> UserError:
     if path.parent.name == BEST:
         then = "to have the best one chosen anew"
     return UserError(f"checkpoint {path} is damaged: {what}; remove that folder {then}")
-
-
-def _write(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())

@@ -67,14 +67,3 @@ def sync(path: Path) -> None:
     """Wait until what a file holds is on the disk; a file that is not there needs no waiting."""
     with suppress(FileNotFoundError), path.open("rb+") as file:
         os.fsync(file.fileno())
-
-
-def sync_folder(path: Path) -> None:
-    """Wait until the names in a folder are on the disk."""
-    if os.name != "posix":  # elsewhere a folder cannot be opened
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -150,6 +150,22 @@ def test_a_ring_of_batches_is_read_in_its_order(device: str) -> None:
 
 
 @on_devices
+def test_a_ring_of_parts_is_read_in_its_order(device: str) -> None:
+    images, sigma = samples((40, 3, 5, 6), torch.uint8, device), torch.tensor(SIGMA, device=device)
+    labels, how = torch.arange(40, device=device), {"seed": 2, "site": (2, 1), "flip": True, "noise": sigma}
+    for first, rows in ((0, 3), (3, 5)):
+        ring, marks = images.new_zeros(3 * rows, 3, 5, 6), labels.new_zeros(3 * rows)
+        for ticks in (0, 1, 2**40):
+            clock, at = torch.tensor(ticks, device=device), (2 * ticks + 1) % 3 * rows
+            index = chosen(clock, n=40, batch_size=8, seed=2, site=(2, 1))[first:][:rows]
+            ring[at : at + rows], marks[at : at + rows] = images[index], index
+            drawn, wanted = (room((rows, 3, 5, 6), torch.float32, device, True) for _ in range(2))
+            its = kernels.real_batch(ring, clock, drawn, labels=marks, in_order=True, part=(8, first), **how)
+            kernels.real_batch(images, clock, wanted, labels=labels, part=(8, first), **how)
+            assert torch.equal(drawn, wanted) and torch.equal(its, index)
+
+
+@on_devices
 @pytest.mark.parametrize("last, noisy", [(True, True), (True, False), (False, True), (False, False)])
 def test_samples_of_several_tiles(device: str, last: bool, noisy: bool) -> None:
     images, clock = samples((7, 3, 33, 31), torch.uint8, device), torch.tensor(4, device=device)

@@ -224,7 +224,7 @@ def test_parametrized_weights(device: str, wrap: Callable[[nn.Module], nn.Module
         torch.testing.assert_close(got.double(), expected.double(), rtol=1e-4, atol=1e-5)
 
 
-def test_hooks_and_old_style_weight_norm_run_as_they_are(device: str) -> None:
+def test_hooks_run_as_they_are(device: str) -> None:
     theirs, mine = twins(generator(), device)
     seen: list[tuple[int, ...]] = []
     mine[3].register_forward_hook(lambda module, arguments, output: seen.append(tuple(output.shape)))

@@ -100,6 +100,24 @@ def test_a_ring_of_batches_is_what_the_data_would_have_given(site: tuple[int, in
         assert torch.equal(drawn, want) and torch.equal(its, theirs) and torch.equal(captured, want)
 
 
+@pytest.mark.parametrize("part", [(0, 2), (2, 4), (5, 1)])
+def test_a_ring_of_parts_is_what_a_part_would_have_been(part: tuple[int, int]) -> None:
+    """What one of several processes gathered of each batch, and nothing else."""
+    images, labels, places, (first, rows) = pixels(50, 3, 4, 5), torch.arange(50), 3, part
+    ring, marks = torch.zeros(places * rows, 3, 4, 5, dtype=torch.uint8), torch.zeros(places * rows, dtype=torch.int64)
+    how = {"site": (2, 1), "flip": True, "noise": torch.tensor(0.2), "part": part}
+    for ticks in (0, 1, 2, 17, 2**33):
+        count = ticks * 2 + 1
+        index = chosen(clock(count), n=50, batch_size=6, seed=3, site=SITE)[first:][:rows]
+        at = count % places * rows
+        ring[at : at + rows], marks[at : at + rows] = images[index], labels[index]
+        want, theirs = batch(images, clock(ticks), labels=labels, **how)
+        with NothingOfTheHost():
+            captured, _ = batch(ring, clock(ticks), labels=marks, in_order=True, **how)
+        drawn, its = batch(ring, clock(ticks), labels=marks, in_order=True, **how)
+        assert torch.equal(drawn, want) and torch.equal(its, theirs) and torch.equal(captured, want)
+
+
 def test_half_of_the_images_are_mirrored() -> None:
     images = pixels(400, 2, 3, 5)
     turned = []

@@ -5,10 +5,15 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import runpy
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
+
+from fastgan.train import feed
 
 MORTAL = """
 import itertools, os, signal, sys
@@ -36,7 +41,7 @@ def dying(function, half):
 
 sys.addaudithook(heard)
 os.fsync = dying(os.fsync, lambda _: None)
-checkpoint._write = dying(checkpoint._write, lambda path, content: path.write_bytes(content[: len(content) // 2]))
+checkpoint.write = dying(checkpoint.write, lambda path, content: path.write_bytes(content[: len(content) // 2]))
 half = lambda path, text, *_: path.open("a").write(text[: len(text) // 2])
 metrics.append, alarms.append = dying(metrics.append, half), dying(alarms.append, half)
 """
@@ -72,3 +77,34 @@ def mortal() -> str:
     rename, remove, make a folder, wait for the disk. What is written in one go is left half-written.
     """
     return MORTAL
+
+
+@pytest.fixture
+def reading() -> Callable[[], list[threading.Thread]]:
+    """Return the readers of data that are at work."""
+    return lambda: [thread for thread in threading.enumerate() if thread.name.startswith("fastgan-reader")]
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Have readers take ``delay()`` seconds for a batch: ``with slow(delay):``."""
+
+    @contextmanager
+    def slowly(delay: Callable[[], float]) -> Iterator[None]:
+        gathering = feed.gathering
+
+        @contextmanager
+        def slowed(data: Any) -> Iterator[Any]:
+            with gathering(data) as gather:
+
+                def gather_slowly(index: Any, into: Any) -> None:
+                    time.sleep(delay())
+                    gather(index, into)
+
+                yield gather_slowly
+
+        with monkeypatch.context() as patched:
+            patched.setattr(feed, "gathering", slowed)
+            yield
+
+    return slowly

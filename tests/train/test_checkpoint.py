@@ -53,14 +53,14 @@ def test_half_written_folders_do_not_count(tmp_path):
 def test_a_full_disk_leaves_the_former_checkpoints_and_nothing_else(tmp_path, monkeypatch, last):
     checkpoint.save(tmp_path, content(1), keep=1)
     (tmp_path / ".writing-step-00000009").mkdir()  # of a process that was killed at another step
-    write, calls = checkpoint._write, iter(range(4))
+    write, calls = checkpoint.write, iter(range(4))
 
     def full(path, raw):
         write(path, raw[: len(raw) // 2])
         if next(calls) == last:
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "_write", full)
+    monkeypatch.setattr(checkpoint, "write", full)
     with pytest.raises(UserError, match=r"No space left on device.*make room"):
         checkpoint.save(tmp_path, content(2), keep=1)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import random
-import threading
-import time
 import warnings
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -16,7 +13,7 @@ from torch import nn
 import fastgan
 from fastgan.data import Dataset, File
 from fastgan.errors import UserError
-from fastgan.train import checkpoint, feed
+from fastgan.train import checkpoint
 from fastgan.train.capture import strict
 from fastgan.train.draws import ClockDraws, HostDraws
 from fastgan.train.metrics import COLUMNS
@@ -69,39 +66,15 @@ def same(one, other):
     return all(torch.equal(a, b) for a, b in zip(state(one), state(other), strict=True)) and rows(one) == rows(other)
 
 
-def readers():
-    return [thread for thread in threading.enumerate() if thread.name.startswith("fastgan-reader")]
-
-
-@contextmanager
-def slow(monkeypatch, delay):
-    """Readers that take ``delay()`` seconds for a batch."""
-    gathering = feed.gathering
-
-    @contextmanager
-    def slowed(data):
-        with gathering(data) as gather:
-
-            def gather_slowly(index, into):
-                time.sleep(delay())
-                gather(index, into)
-
-            yield gather_slowly
-
-    with monkeypatch.context() as patched:
-        patched.setattr(feed, "gathering", slowed)
-        yield
-
-
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", SETTINGS)
-def test_a_fed_run_is_the_run_whose_data_lie_on_the_device(name, device, monkeypatch, on_disk):
+def test_a_fed_run_is_the_run_whose_data_lie_on_the_device(name, device, on_disk, slow):
     """Captured as that one is, from memory and from a disk, with readers that overtake each other: over two epochs."""
     keys = {"device": device, **SETTINGS[name]}
     with strict():
         resident = trainer(resident="auto", **keys).fit(12, progress=False)
         assert resident._draws.feeder is None and {row["stalled"] for row in resident.history} == {None}
-        with slow(monkeypatch, lambda: DICE.random() * 0.002):
+        with slow(lambda: DICE.random() * 0.002):
             run = trainer(on_disk if name == "several updates" else None, **keys).fit(5, progress=False)
             run.fit(12, progress=False)
     assert isinstance(run._draws, ClockDraws) and run._draws.feeder
@@ -111,11 +84,11 @@ def test_a_fed_run_is_the_run_whose_data_lie_on_the_device(name, device, monkeyp
 
 
 @pytest.mark.parametrize("flip", [False, True])
-def test_on_a_cpu_the_run_stays_what_it_was(flip, monkeypatch, on_disk):
+def test_on_a_cpu_the_run_stays_what_it_was(flip, on_disk, slow):
     plain = trainer(resident="auto", flip=flip).fit(12, progress=False)
     assert isinstance(plain._draws, HostDraws) and plain._draws.feeder is None
     for data, resident in ((None, "never"), (on_disk, "auto")):
-        with slow(monkeypatch, lambda: DICE.random() * 0.002):
+        with slow(lambda: DICE.random() * 0.002):
             run = trainer(data, resident=resident, flip=flip).fit(5, progress=False).fit(12, progress=False)
         assert isinstance(run._draws, HostDraws) and run._draws.feeder and same(run, plain)
 
@@ -149,7 +122,7 @@ def test_a_resumed_run_reads_on_where_it_was(captured, tmp_path):
 
 
 @pytest.mark.parametrize("captured", [False, True])
-def test_a_run_that_is_rolled_back_reads_again_what_it_has_read(captured):
+def test_a_run_that_is_rolled_back_reads_again_what_it_has_read(captured, reading):
     runs = []
     with strict() if captured else warnings.catch_warnings():
         for resident in ("auto", "never"):
@@ -163,7 +136,7 @@ def test_a_run_that_is_rolled_back_reads_again_what_it_has_read(captured):
 
             run._run = spoiled
             runs.append(run.fit(6, progress=False))
-    assert [run.slowed for run in runs] == [0.5, 0.5] and same(*runs) and not readers()
+    assert [run.slowed for run in runs] == [0.5, 0.5] and same(*runs) and not reading()
 
 
 def test_batches_larger_than_the_data_are_refused():
@@ -176,7 +149,7 @@ def test_batches_larger_than_the_data_are_refused():
 
 
 @pytest.mark.parametrize("captured", [False, True])
-def test_a_disk_that_fails_ends_the_run_in_one_line(captured, on_disk, tmp_path):
+def test_a_disk_that_fails_ends_the_run_in_one_line(captured, on_disk, tmp_path, reading):
     """The steps before it are made and kept; when the disk is back the run is resumed."""
     size = int(np.prod(SHAPE))
     content = on_disk.file.path.read_bytes()
@@ -185,7 +158,7 @@ def test_a_disk_that_fails_ends_the_run_in_one_line(captured, on_disk, tmp_path)
         on_disk.file.path.write_bytes(content[:-size])
         with pytest.raises(UserError, match=r"pixels\.npy cannot be read \(it is shorter than it was\)") as caught:
             run.fit(10, progress=False)
-        assert "\n" not in str(caught.value) and run.step == 0 and not readers()
+        assert "\n" not in str(caught.value) and run.step == 0 and not reading()
         on_disk.file.path.write_bytes(content)
         run.fit(3, progress=False)
 
@@ -197,7 +170,7 @@ def test_a_disk_that_fails_ends_the_run_in_one_line(captured, on_disk, tmp_path)
         run._draws.feeder.rows = cut
         with pytest.raises(UserError, match="shorter than it was"):
             run.fit(10, progress=False)
-        assert run.step == 7 and not readers()
+        assert run.step == 7 and not reading()
         assert [row["step"] for row in run.history] == [1, 2, 3, 4, 5, 6, 7]
         on_disk.file.path.write_bytes(content)
         run._draws.feeder.rows = cut.__defaults__[0]
@@ -205,7 +178,7 @@ def test_a_disk_that_fails_ends_the_run_in_one_line(captured, on_disk, tmp_path)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
-def test_nothing_is_left_behind_by_an_exception_either(error, monkeypatch):
+def test_nothing_is_left_behind_by_an_exception_either(error, slow, reading):
     run = trainer()
     draw, torn = run._draws.z, []
 
@@ -216,15 +189,15 @@ def test_nothing_is_left_behind_by_an_exception_either(error, monkeypatch):
         return draw(at)
 
     run._draws.z = tears
-    with slow(monkeypatch, lambda: 0.001), pytest.raises(error):
+    with slow(lambda: 0.001), pytest.raises(error):
         run.fit(9, progress=False)
-    assert not readers() and run._draws.feeder._session is None
+    assert not reading() and run._draws.feeder._session is None
     run.fit(9, progress=False)  # goes on
-    assert run.step == 9 and not readers()
+    assert run.step == 9 and not reading()
 
 
-def test_time_that_steps_wait_is_told(monkeypatch, tmp_path, capsys):
-    with slow(monkeypatch, lambda: 0.02):
+def test_time_that_steps_wait_is_told(tmp_path, capsys, slow):
+    with slow(lambda: 0.02):
         run = trainer(readers=1, log_every=3, out=tmp_path).fit(14)
     assert [row["step"] for row in run.history] == [3, 6, 9, 12, 14]
     assert all(0.015 < row["stalled"] < 0.2 * 3 for row in run.history[1:])
@@ -232,7 +205,7 @@ def test_time_that_steps_wait_is_told(monkeypatch, tmp_path, capsys):
     assert said.count("of the time for data") == 1 and "readers=2" in said and "stalled=" in said
     assert (tmp_path / "metrics.csv").read_text().splitlines()[0].endswith(",stalled")
     before = sum(row["stalled"] for row in run.history[:-1])
-    with slow(monkeypatch, lambda: 0.02):
+    with slow(lambda: 0.02):
         run.fit(15)  # the row that was not whole is written anew, with all that it has waited
     assert [row["step"] for row in run.history] == [3, 6, 9, 12, 15]
     assert sum(row["stalled"] for row in run.history) > before + 2 * 0.015
@@ -246,10 +219,10 @@ def test_the_run_says_how_it_is_fed():
 
 
 @pytest.mark.gpu
-def test_waiting_is_counted_where_the_gpu_has_nothing_to_do(monkeypatch):
+def test_waiting_is_counted_where_the_gpu_has_nothing_to_do(slow, reading):
     run = trainer(device="cuda", readers=1, log_every=5)
     run.fit(5, progress=False)
-    with slow(monkeypatch, lambda: 0.02):
+    with slow(lambda: 0.02):
         run.fit(25, progress=False)
     assert all(0.05 < row["stalled"] < 0.2 for row in run.history[2:])
-    assert not readers()
+    assert not reading()

@@ -6,7 +6,6 @@ import random
 import signal
 import threading
 import time
-from contextlib import contextmanager
 
 import pytest
 import torch
@@ -17,30 +16,6 @@ from fastgan.train.feed import Feeder
 
 CPU = torch.device("cpu")
 DICE = random.Random(0)
-
-
-def readers():
-    return [thread for thread in threading.enumerate() if thread.name.startswith("fastgan-reader")]
-
-
-@contextmanager
-def slow(monkeypatch, delay):
-    """Readers that take ``delay()`` seconds for a batch."""
-    gathering = feed.gathering
-
-    @contextmanager
-    def slowed(data):
-        with gathering(data) as gather:
-
-            def gather_slowly(index, into):
-                time.sleep(delay())
-                gather(index, into)
-
-            yield gather_slowly
-
-    with monkeypatch.context() as patched:
-        patched.setattr(feed, "gathering", slowed)
-        yield
 
 
 class Sent:
@@ -60,16 +35,16 @@ class Sent:
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
 @pytest.mark.parametrize("threads", [1, 2, 5, 20])
-def test_every_batch_is_there_whole_at_its_time_and_for_as_long_as_it_is_lent(threads, count, monkeypatch):
+def test_every_batch_is_there_whole_at_its_time_and_for_as_long_as_it_is_lent(threads, count, slow, reading):
     sent = Sent(at_once=count, readers=threads)
-    with slow(monkeypatch, lambda: DICE.random() * 0.001), sent.feeder.running(11):
+    with slow(lambda: DICE.random() * 0.001), sent.feeder.running(11):
         for turn in range(40):
             with sent.feeder.lent(count) as first:
                 assert first == 11 + turn * count
                 if turn % 10 == 3:
                     time.sleep(0.005)  # the readers run as far ahead as they may
                 assert all(sent.right(number) for number in range(first, first + count))
-    assert not readers()
+    assert not reading()
 
 
 def test_readers_do_not_run_ahead_without_end():
@@ -82,16 +57,16 @@ def test_readers_do_not_run_ahead_without_end():
     assert sorted(taken) == list(range(len(taken)))
 
 
-def test_what_a_reader_cannot_do_is_not_hidden():
+def test_what_a_reader_cannot_do_is_not_hidden(reading):
     """A fault of ours is no mistake of the user's: it comes with its traceback."""
     sent = Sent(readers=2)
     sent.feeder.rows = lambda number: [][number]
     with pytest.raises(IndexError), sent.feeder.running(0), sent.feeder.lent(1):
         pass
-    assert not readers()
+    assert not reading()
 
 
-def test_a_read_that_hangs_can_be_interrupted_and_reaches_no_later_run(monkeypatch):
+def test_a_read_that_hangs_can_be_interrupted_and_reaches_no_later_run(monkeypatch, reading):
     """Its reader is waited for, but not for ever; when the disk comes back, it ends and leaves the ring alone."""
     sent, hangs = Sent(readers=1), threading.Event()
     rows = sent.feeder.rows
@@ -100,7 +75,7 @@ def test_a_read_that_hangs_can_be_interrupted_and_reaches_no_later_run(monkeypat
     threading.Timer(0.2, lambda: signal.raise_signal(signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt), sent.feeder.running(0), sent.feeder.lent(1):
         pass
-    (stuck,) = readers()
+    (stuck,) = reading()
     sent.feeder.rows = rows
     with sent.feeder.running(0):
         with sent.feeder.lent(1):
@@ -109,14 +84,14 @@ def test_a_read_that_hangs_can_be_interrupted_and_reaches_no_later_run(monkeypat
         for number in range(1, 20):
             with sent.feeder.lent(1):
                 assert sent.right(number)
-    assert not readers()
+    assert not reading()
 
 
-def test_steps_that_are_slower_than_the_readers_do_not_wait(monkeypatch):
+def test_steps_that_are_slower_than_the_readers_do_not_wait(slow):
     """Even where a batch now and then takes far longer than a step."""
     sent = Sent(readers=2)
     delays = iter([0.05 if number % 10 == 9 else 0.001 for number in range(1000)])
-    with slow(monkeypatch, lambda: next(delays)), sent.feeder.running(0):
+    with slow(lambda: next(delays)), sent.feeder.running(0):
         for turn in range(40):
             with sent.feeder.lent(1):
                 time.sleep(0.02)

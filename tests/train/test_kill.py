@@ -24,13 +24,13 @@ from fastgan.cli import main
 from fastgan.train import checkpoint
 os.chdir(folder)
 sys.stdout = sys.stderr = open("log", "a")
-write, calls = checkpoint._write, iter(range(1000))
+write, calls = checkpoint.write, iter(range(1000))
 def dying(path, content):
     if next(calls) == dies_at:
         path.write_bytes(content[: len(content) // 2])
         os.kill(os.getpid(), signal.SIGKILL)
     write(path, content)
-checkpoint._write = dying
+checkpoint.write = dying
 sys.exit(main(["train", *arguments]))
 """
 

@@ -1,0 +1,173 @@
+"""What the code of a forward method does that a trace of it would not do again: read before anything is traced."""
+
+from __future__ import annotations
+
+import builtins
+import copy
+import dis
+import inspect
+import types
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+
+CONSTANTS = (
+    bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.memory_format, torch.layout
+)  # fmt: skip
+PURE = ("torch", "math", "operator", "functools", "itertools", "typing", "collections", "fastgan")
+HARMLESS = {
+    "abs", "all", "any", "bool", "dict", "divmod", "enumerate", "filter", "float", "getattr", "int", "len", "list",
+    "map", "max", "min", "pow", "range", "reversed", "round", "set", "slice", "sorted", "str", "sum", "super", "tuple",
+    "zip", "AssertionError", "NotImplementedError", "RuntimeError", "TypeError", "ValueError",
+}  # fmt: skip
+STATE = {  # names of attributes whose value depends on when they are read
+    "training", "is_grad_enabled", "is_inference_mode_enabled", "is_autocast_enabled", "is_tensor", "is_available",
+    "is_scripting", "is_tracing", "is_compiling",
+}  # fmt: skip
+INSTRUCTIONS = {
+    "STORE_ATTR": "it keeps values in attributes",
+    "DELETE_ATTR": "it deletes attributes",
+    "STORE_GLOBAL": "it writes to globals",
+    "IMPORT_NAME": "it imports modules",
+    "BEFORE_WITH": "it works inside a with block",
+    "LOAD_SPECIAL": "it works inside a with block",
+    "PUSH_EXC_INFO": "it handles exceptions",
+    "YIELD_VALUE": "it yields",
+}
+MISSING = object()
+
+
+class RefusedError(Exception):
+    """A forward method that is not traced; its text says why."""
+
+
+class Guard(NamedTuple):
+    """A value that the trace was made with: where it stands, None for the module itself, and what it was."""
+
+    place: Mapping[str, Any] | None
+    name: str
+    value: Any
+
+    def holds(self, module: Any) -> bool:
+        """Whether it is still so."""
+        found = getattr(module, self.name, MISSING) if self.place is None else self.place.get(self.name, MISSING)
+        return found is self.value or (type(found) is type(self.value) and same(found, self.value))
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two values of constants are equal; a NaN is equal to nothing."""
+    return constant(one) and bool(one == other)
+
+
+def constant(value: Any) -> bool:
+    """Whether a value is made of plain constants alone."""
+    if isinstance(value, dict):
+        return all(constant(key) and constant(item) for key, item in value.items())
+    if isinstance(value, (tuple, list, set, frozenset)):
+        return all(constant(item) for item in value)
+    return isinstance(value, CONSTANTS)
+
+
+def guard_of(place: Mapping[str, Any] | None, name: str, value: Any) -> Guard | None:
+    """Return what to watch of a value that the code reads; None where nothing can become of it. Refuse state."""
+    if isinstance(value, (types.ModuleType, type)):
+        return None
+    if constant(value):
+        return Guard(place, name, copy.deepcopy(value))
+    if callable(value):
+        return Guard(place, name, value)
+    raise RefusedError(f"it reads {name}, a {type(value).__name__}")
+
+
+def check(function: Callable[..., Any]) -> list[Guard]:
+    """Return the global constants that a method of a module, and functions it calls, go by; refuse what traces lose."""
+    guards: list[Guard] = []
+    seen: set[types.CodeType] = set()
+    pending = [function]
+    while pending:
+        subject = pending.pop()
+        if hasattr(subject, "__wrapped__"):
+            raise RefusedError(f"{subject.__name__} is decorated")
+        if not isinstance(subject, types.FunctionType) or subject.__code__ in seen:
+            continue
+        seen.add(subject.__code__)
+        _check_code(subject.__code__)
+        closed = inspect.getclosurevars(subject).nonlocals
+        for name, value in closed.items():
+            pending += _judge(name, value, closed, guards) if name != "__class__" else []
+        for name in _global_names(subject.__code__):
+            space = subject.__globals__ if name in subject.__globals__ else vars(builtins)
+            pending += _judge(name, space.get(name, MISSING), space, guards)
+    return guards
+
+
+def works_in_place(function: Callable[..., Any]) -> bool:
+    """Whether the code may change tensors that its callees returned; True where there is no code to read."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    if code is None:
+        return True
+    for part in _parts(code):
+        for step in dis.get_instructions(part):
+            if step.opname == "BINARY_OP" and step.argrepr.endswith("="):
+                return True
+            if step.opname in ("STORE_SUBSCR", "STORE_SLICE"):
+                return True
+        if any((name.endswith("_") and not name.startswith("_")) or name == "inplace" for name in _words(part)):
+            return True
+    return False
+
+
+def _words(code: types.CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for value in code.co_consts:
+        if isinstance(value, tuple):
+            yield from (word for word in value if isinstance(word, str))
+
+
+def _parts(code: types.CodeType) -> Iterator[types.CodeType]:
+    yield code
+    for value in code.co_consts:
+        if isinstance(value, types.CodeType):
+            yield from _parts(value)
+
+
+def _check_code(code: types.CodeType) -> None:
+    for part in _parts(code):
+        for step in dis.get_instructions(part):
+            if step.opname in INSTRUCTIONS and not (step.opname == "YIELD_VALUE" and part.co_name == "<genexpr>"):
+                raise RefusedError(INSTRUCTIONS[step.opname])
+            if step.opname in ("LOAD_ATTR", "LOAD_METHOD") and step.argval in STATE:
+                whose = "self." if step.argval == "training" else ""
+                raise RefusedError(f"it asks for {whose}{step.argval}")
+
+
+def _global_names(code: types.CodeType) -> list[str]:
+    steps = (step for part in _parts(code) for step in dis.get_instructions(part))
+    return list(dict.fromkeys(step.argval for step in steps if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")))
+
+
+def _judge(name: str, value: Any, space: Mapping[str, Any], guards: list[Guard]) -> list[Callable[..., Any]]:
+    """Guard a value that code reads by name; return it to be read in turn, where it is a function of somebody's."""
+    if value is MISSING:
+        raise RefusedError(f"{name} is not defined")
+    if isinstance(value, types.ModuleType):
+        if value.__name__.partition(".")[0] not in PURE:
+            raise RefusedError(f"it uses {value.__name__}")
+        return []
+    if space is vars(builtins):
+        if name not in HARMLESS:
+            raise RefusedError(f"it calls {name}")
+        return []
+    if constant(value) and not isinstance(value, (list, dict, set)):
+        guards.append(Guard(space, name, copy.deepcopy(value)))
+        return []
+    home = (getattr(value, "__module__", None) or "").partition(".")[0]
+    if isinstance(value, type) or (callable(value) and home in PURE):
+        return []
+    if isinstance(value, types.FunctionType):
+        guards.append(Guard(space, name, value))
+        return [value]
+    if callable(value) and home in ("", "_operator", "math"):
+        return []
+    raise RefusedError(f"it uses {name}, a {type(value).__name__}")

@@ -1,0 +1,209 @@
+"""A forward method as a graph, by torch.fx, one level deep: the modules that it calls are leaves.
+
+Only a forward whose every run does the same is traced: no control flow by tensors or by ``self.training``, no state
+kept, no tensors of its own making. The plain Python values that it reads (a slope, a flag, a list of sizes) are noted,
+and the graph is used only while they stay as they were.
+"""
+
+from __future__ import annotations
+
+import operator
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from fastgan.nn.chain_members import kind_of
+from fastgan.nn.drop_in.calls import Key, given, signature_of
+from fastgan.nn.drop_in.forward_code import Guard, RefusedError, check, constant, guard_of
+from fastgan.nn.drop_in.members import rebased
+
+OWN = frozenset(vars(nn.Module())) - {"training"}  # what torch keeps of every module
+CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A forward method, and what has to hold for the graph to be it."""
+
+    graph: fx.Graph
+    guards: tuple[Guard, ...]
+    lists: tuple[tuple[str, tuple[str, ...]], ...]  # containers and the names of their members
+
+    def holds(self, module: nn.Module) -> bool:
+        """Whether the values that it was made with are still the module's."""
+        return all(guard.holds(module) for guard in self.guards) and all(
+            tuple(module.get_submodule(path)._modules) == names for path, names in self.lists
+        )
+
+
+def trace(module: nn.Module, key: Key | None = None) -> Traced:
+    """Trace a module's forward for a kind of call; raise :class:`RefusedError` where a trace would not be it.
+
+    The graph takes the call's tensors; what else it brings is in the graph. No ``key``: the usual call.
+    """
+    now = type(module)
+    kind = rebased(module, kind_of(module))
+    forward = kind.forward
+    if "forward" in vars(module):
+        raise RefusedError("its forward was replaced on the instance")
+    signature = signature_of(forward)
+    if signature is None:
+        raise RefusedError("it takes arguments by * or by name alone, or none")
+    written = [vars(base)["forward"] for base in kind.__mro__ if "forward" in vars(base)]
+    seen = _Seen([guard for function in written if _foreign(function) for guard in check(function)])
+    lists = tuple((path, tuple(m._modules)) for path, m in _containers(module))
+    try:
+        module.__class__ = _watched(kind, seen, _called(forward, signature.names, key or signature.usual))
+        graph = _Tracer().trace(module)
+    except RefusedError:
+        raise
+    except fx.proxy.TraceError:
+        raise RefusedError("it decides by its input") from None
+    except Exception as error:
+        raise RefusedError(f"it cannot be traced: {_line(error)}") from None
+    finally:
+        object.__setattr__(module, "__class__", now)
+        for value, copied in seen.containers:
+            if not (constant(value) and value == copied):
+                _restore(value, copied)
+                seen.changed = True
+    if seen.changed:
+        raise RefusedError("it keeps values in lists")
+    return Traced(graph, tuple(seen.guards.values()), lists)
+
+
+class _Seen:
+    """What plain values a forward method has read so far."""
+
+    def __init__(self, guards: list[Guard]) -> None:
+        self.guards = {(id(guard.place), guard.name): guard for guard in guards}
+        self.containers: list[tuple[Any, Any]] = []
+        self.changed = False
+
+    def note(self, owner: nn.Module, name: str, value: Any) -> None:
+        if name == "training":
+            raise RefusedError("it asks for self.training")
+        if isinstance(value, (nn.Module, Tensor, fx.Proxy)):
+            return
+        if isinstance(value, types.MethodType) and value.__self__ is owner:
+            for more in check(value.__func__) if _foreign(value.__func__) else []:
+                self.guards[(id(more.place), more.name)] = more
+            return
+        guard = guard_of(None, name, value)
+        if guard is None:
+            return
+        for more in check(value) if isinstance(value, types.FunctionType) and _foreign(value) else []:
+            self.guards[(id(more.place), more.name)] = more
+        self.guards[(id(None), name)] = guard
+        if isinstance(value, (list, dict, set)):
+            self.containers.append((value, guard.value))
+
+
+def _foreign(function: Any) -> bool:
+    return not (getattr(function, "__module__", None) or "").startswith("torch.")
+
+
+class _Unregistered:
+    """Keeps classes that keep a list of their subclasses from hearing of one that is made for a moment."""
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        pass
+
+
+def _called(forward: Callable[..., Any], names: tuple[str, ...], key: Key) -> Callable[..., Any]:
+    """Return a forward that takes tensors alone, the other arguments being what they are in that kind of call."""
+    fixed = {f"fixed_{at}": value for at, (kind, value) in enumerate(key) if kind is not Tensor}
+    kinds = zip(names, (kind for kind, _ in key), strict=True)
+    told = (name if kind is Tensor else f"fixed_{at}" for at, (name, kind) in enumerate(kinds))
+    text = f"lambda self, {', '.join(given(names, key))}: fastgan_forward(self, {', '.join(told)})"
+    made: Callable[..., Any] = eval(text, {"fastgan_forward": forward, **fixed})  # noqa: S307 -- names that we made
+    return made
+
+
+def _watched(kind: type[nn.Module], seen: _Seen, forward: Callable[..., Any]) -> type[nn.Module]:
+    """Make a subclass for the time of a trace, that tells which plain values are read and lets none be written."""
+
+    def read(self: nn.Module, name: str) -> Any:
+        value = kind.__getattribute__(self, name)
+        if not (name.startswith("__") or name in OWN):
+            seen.note(self, name, value)
+        return value
+
+    def fetch(self: nn.Module, name: str) -> Any:
+        value = kind.__getattr__(self, name)  # as torch.fx has it now, which gives parameters out as proxies
+        seen.note(self, name, value)
+        return value
+
+    def refuse(self: nn.Module, name: str, *_: Any) -> None:
+        raise RefusedError("it keeps values in attributes")
+
+    space = {
+        "forward": forward,
+        "__getattribute__": read,
+        "__getattr__": fetch,
+        "__setattr__": refuse,
+        "__delattr__": refuse,
+    }
+    return new_class(kind, _Unregistered, **space)
+
+
+def new_class(kind: type[nn.Module], mixed: type, **space: Any) -> type[nn.Module]:
+    """Make a subclass of a class that goes by the same name, with something mixed in in front."""
+    names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
+    made: type[nn.Module] = type(type(kind)).__call__(type(kind), kind.__name__, (mixed, kind), {**names, **space})
+    return made
+
+
+class _Proxy(fx.Proxy):
+    """A proxy that tells ``a += b``, which others may see, from ``a = a + b``."""
+
+
+def _in_place(name: str) -> Any:
+    def record(self: fx.Proxy, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", getattr(operator, name), (self, other), {})
+
+    return record
+
+
+for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior", "ixor"):
+    setattr(_Proxy, f"__{_name}__", _in_place(_name))
+
+
+class _Tracer(fx.Tracer):
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return True
+
+    def create_arg(self, a: Any) -> Any:
+        if isinstance(a, Tensor) and not any(a is own for own in self._own()):
+            raise RefusedError("it makes tensors of its own")
+        return super().create_arg(a)
+
+    def _own(self) -> list[Tensor]:
+        told = [value for m in self.root.modules() for value in vars(m).values() if isinstance(value, Tensor)]
+        return [*self.root.parameters(), *self.root.buffers(), *told]
+
+
+def _containers(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return the lists of modules that a forward method can walk through without calling them, by path."""
+    found: list[tuple[str, nn.Module]] = []
+    for name, child in module._modules.items():
+        if isinstance(child, CONTAINERS):
+            found.append((name, child))
+            found += [(f"{name}.{path}", inner) for path, inner in _containers(child)]
+    return found
+
+
+def _restore(value: Any, copied: Any) -> None:
+    value.clear()
+    (value.extend if isinstance(value, list) else value.update)(copied)
+
+
+def _line(error: Exception) -> str:
+    text = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {text}"[:120] if text else type(error).__name__
