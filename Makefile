@@ -6,7 +6,7 @@ VENV ?= .venv
 INSTALL ?= 1
 TORCH_INDEX ?=
 ARGS ?=
-SUITE ?=
+SUITE ?= all
 WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n > 8 ? 8 : n)))
 
 ifeq ($(INSTALL),0)
@@ -32,7 +32,7 @@ help: ## this list
 	@echo
 	@echo "  PYTHON=python3.12  the Python that makes $(VENV)      VENV=FOLDER  another folder; a torch in it is kept"
 	@echo "  INSTALL=0          use PYTHON as it is              TORCH_INDEX=URL  where a CPU-only torch is, say"
-	@echo "  ARGS='...'         passed on to the command         SUITE=NAME   what make bench measures"
+	@echo "  ARGS='...'         passed on to the command         SUITE=NAME   what make bench measures (all)"
 
 setup: $(READY) ## make the virtual environment that the other targets work in
 
@@ -64,7 +64,7 @@ test-all: test ## the same with the full counts
 test-gpu: $(READY) ## the tests that need a GPU (INSTALL=0 PYTHON=python3: against the torch that is there)
 	$(PY) -m pytest -m gpu --require-gpu $(ARGS)
 
-bench: $(READY) ## measure (SUITE=audit, ARGS='--smoke')
+bench: $(READY) ## measure what matters most in 8 minutes (SUITE=audit, ARGS='--json out.json')
 	$(PY) -m fastgan.benchmarks $(SUITE) $(ARGS)
 
 clean: ## remove build products and caches; runs/ and the virtual environment stay

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from fastgan.benchmarks.suites import Suite, Task
 
 MATRIX = {"bfloat16": torch.bfloat16, "float16": torch.float16, "tf32": torch.float32, "float32": torch.float32}
 TF32_ULP = 2.0**-10  # 10 bits of mantissa in each factor
+RATES = 10  # priorities below it are of rates
 NODES = 400  # of the graph whose replay is divided among them
 
 
@@ -32,9 +33,9 @@ def tasks(setting: Setting) -> list[Task]:
     for at, dtype in enumerate(MATRIX):
         if dtype != "tf32" or setting.on_gpu:  # a CPU has no TF32
             plan.append(Task(f"matrix {dtype}", functools.partial(matrix, setting, dtype), 1 + at))
-    plan.append(Task("launch", functools.partial(launch, setting), 10))
+    plan.append(Task("launch", functools.partial(launch, setting), RATES))
     if setting.on_gpu:
-        plan.append(Task("graph", functools.partial(graph, setting), 11))
+        plan.append(Task("graph", functools.partial(graph, setting), RATES + 1))
     return plan
 
 
@@ -42,9 +43,16 @@ def measure(setting: Setting) -> list[Row]:
     """Measure the ceilings that shares of the roofline need, for suites that show them."""
     rows: list[Row] = []
     for task in tasks(setting):
-        if task.priority < 10:
-            rows += task.run()
+        if task.priority < RATES:
+            rows += told(task.run(), SUITE.name, task.name)
     return rows
+
+
+def told(rows: Iterable[Row], suite: str, task: str) -> Iterator[Row]:
+    """Write into rows where they come from."""
+    for row in rows:
+        row.suite, row.task = suite, task
+        yield row
 
 
 def copy(setting: Setting) -> Iterator[Row]:

@@ -11,15 +11,14 @@ import argparse
 import math
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import torch
 from torch import nn
 
+from fastgan.benchmarks import marks
 from fastgan.benchmarks.drop_in_models import STYLES, Style
-from fastgan.errors import UserError
 
-BEGIN, END = "<!-- reports: begin -->", "<!-- reports: end -->"
+MARKED = "reports"  # the place in a page
 
 
 def report(style: Style) -> Iterator[str]:
@@ -52,31 +51,14 @@ def section(style: Style) -> str:
     return "\n".join([f"### {style.title[0].upper()}{style.title[1:]}", "", *report(style)])
 
 
-def placed(text: str, reports: str) -> str:
-    """Return a page's text with other reports between its marks."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise UserError(f"the page has no lines {BEGIN} and {END}: write them where the reports belong")
-    return f"{before}{BEGIN}\n\n{reports}\n{END}{after}"
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Print or place the reports."""
     known = {style.name: style for style in STYLES}
     parser = argparse.ArgumentParser("python -m fastgan.benchmarks.drop_in_page", description="Show conversions.")
     parser.add_argument("--style", choices=known, default="dcgan")
-    parser.add_argument("--page", type=Path, metavar="FILE", help="write the reports into a page")
+    marks.add_option(parser, MARKED)
     options = parser.parse_args(argv)
-    try:
-        if options.page is not None:
-            options.page.write_text(placed(options.page.read_text(encoding="utf-8"), page()), encoding="utf-8")
-        else:
-            print("\n".join(report(known[options.style])))
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return marks.serve(options, MARKED, page, lambda: "\n".join(report(known[options.style])))
 
 
 if __name__ == "__main__":

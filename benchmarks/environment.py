@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import subprocess
+import sys
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -27,8 +29,9 @@ def environment(setting: Setting) -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "date": now(),
         **commit(),
+        "code": code(),
     }
 
 
@@ -39,6 +42,17 @@ CARD = {  # our name -> nvidia-smi's
     "temperature_c": "temperature.gpu",
     "power_w": "power.draw",
 }
+
+
+def now() -> str:
+    """Return date and time in UTC."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def state(setting: Setting) -> dict[str, Any]:
+    """Return the card's clocks, temperature and power at this moment."""
+    found = card(setting.device) if setting.on_gpu else dict.fromkeys(CARD)
+    return {name: found[name] for name in CARD if name != "driver"}
 
 
 def card(device: torch.device) -> dict[str, Any]:
@@ -67,7 +81,20 @@ def commit() -> dict[str, Any]:
     name = output([*git, "rev-parse", "HEAD"]) if tracked else None
     if name is None:
         return {"commit": None, "dirty": None}
-    return {"commit": name, "dirty": bool(output([*git, "status", "--porcelain"]))}
+    changed = output([*git, "status", "--porcelain", "--", ":/", ":(exclude,top)benchmarks/results"])
+    return {"commit": name, "dirty": bool(changed)}
+
+
+def code() -> str:
+    """Return a digest of the package's sources, tuned tables included: what else has changed has no say in times."""
+    root = Path(sys.modules["fastgan"].__file__ or "").parent
+    digest = hashlib.sha256()
+    for top in (root, root / "kernels", root / "benchmarks"):  # which may be links
+        for path in sorted(top.rglob("*")):
+            name = path.relative_to(root)
+            if path.suffix in (".py", ".cu", ".json") and not {"results", "predicted"} & {*name.parts}:
+                digest.update(name.as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
 
 
 def processor() -> str | None:

@@ -16,20 +16,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastgan.benchmarks.baselines import mlp
 from fastgan.benchmarks.gate import tensors
 from fastgan.benchmarks.measure import Call, graph_of
 from fastgan.benchmarks.race import time_device, time_wall
 from fastgan.benchmarks.record import Check, Row, Timed, said
 from fastgan.benchmarks.rungs import Rung, TrainingStep, our_precision, rungs
 from fastgan.benchmarks.setting import Setting
+from fastgan.benchmarks.step_rates import rate
+from fastgan.benchmarks.step_workloads import Workload, workloads
 from fastgan.benchmarks.suites import Suite, Task
+from fastgan.errors import UserError, unknown
 
 Build = Callable[[Rung], TrainingStep]
 CHECKED_STEPS = 3
+UPPER = ("2", "3", "4", "5")  # how their names begin
 TOLERANCE = {"bfloat16": 5e-2, "float16": 2e-2, "float32": 2e-3}  # of the losses, relative to 1 at least
-BASELINES = {"mlp": mlp.build}
-BATCHES = {"mlp": (64, 256, 1024)}
 
 
 @dataclass
@@ -43,16 +44,49 @@ class Trace:
 def arguments(parser: ArgumentParser) -> None:
     """Add the ladder's own options."""
     parser.add_argument("--rung", type=int, nargs="+", choices=range(1, 6), help="only these rungs (and 1)")
+    parser.add_argument("--workload", nargs="+", metavar="NAME", help="only these")
+    parser.add_argument("--batch", nargs="+", type=int, metavar="N", help="these batches")
 
 
 def tasks(setting: Setting) -> list[Task]:
-    """Return one task for each baseline and batch size."""
+    """Return one task for each training step and batch; the published batches come first."""
     plan = []
-    for name, build in BASELINES.items():
-        for at, batch in enumerate((8,) if setting.smoke else BATCHES[name]):
-            climbing = functools.partial(climb, setting, name, f"batch {batch}", functools.partial(build, batch=batch))
-            plan.append(Task(f"{name} batch {batch}", climbing, at))
+    for workload, batch in chosen(setting, few=setting.smoke):
+        plan.append(
+            Task(
+                f"{workload.name} batch {batch}",
+                functools.partial(rated, setting, workload, batch),
+                priority(workload, batch),
+            )
+        )
     return plan
+
+
+def chosen(setting: Setting, few: bool = False, others: Sequence[str] = ()) -> Iterator[tuple[Workload, int]]:
+    """Yield what the options ask for; ``few``: one alone where they ask for nothing; ``others`` are known as well."""
+    options = vars(setting.options)
+    known = {workload.name: workload for workload in workloads(setting.smoke)}
+    for name in options.get("workload") or ():
+        if name not in known and name not in others:
+            raise unknown("workload", name, [*known, *others])
+    if any(batch < 2 for batch in options.get("batch") or ()):
+        raise UserError("--batch must be at least 2: a batch norm has no variance of one sample")
+    for name in options.get("workload") or list(known)[: 1 if few else None]:
+        if name in known:
+            for batch in options.get("batch") or ((8,) if setting.smoke else known[name].batches):
+                yield known[name], batch
+
+
+def priority(workload: Workload, batch: int) -> int:
+    """Return the rank of a batch: the published one first."""
+    return 2 * (batch != workload.batch)
+
+
+def rated(setting: Setting, workload: Workload, batch: int) -> Iterator[Row]:
+    """Climb, and add rates."""
+    rows = [*climb(setting, workload.name, f"batch {batch}", functools.partial(workload.baseline, batch=batch))]
+    rate([row for row in rows if isinstance(row, Timed) and row.best], workload, batch, setting)
+    yield from rows
 
 
 def climb(setting: Setting, workload: str, shape: str, build: Build) -> Iterator[Row]:
@@ -95,7 +129,7 @@ def obstacle(rung: Rung, setting: Setting, eager: Trace | None) -> str | None:
 def time_rungs(rows: dict[str, Timed], calls: dict[str, list[Call]], setting: Setting) -> None:
     """Time rungs in turns; the call of a captured one is a replay already."""
     time_wall(rows, calls, setting)
-    time_device(rows, calls, setting)
+    time_device(rows, calls, setting, parts=True)
     for rung in rungs(setting.device, None):
         if rung.captured and rung.name in rows:
             rows[rung.name].graph_us, rows[rung.name].device_us = rows[rung.name].device_us, None
@@ -188,7 +222,7 @@ def judge(trace: Trace, eager: Trace, tolerance: float) -> Check:
 
 def best(rows: Sequence[Timed]) -> Timed | None:
     """Return the fastest of rungs 2 to 5 by the wall, of those that passed and were measured."""
-    climbed = [row for row in rows if row.passed and row.wall_us is not None and row.variant != "1 eager"]
+    climbed = [row for row in rows if row.passed and row.wall_us is not None and row.variant[:1] in UPPER]
     return min(climbed, key=lambda row: row.wall_us.median if row.wall_us else float("inf"), default=None)
 
 
@@ -202,4 +236,11 @@ def closing(rows: Sequence[Row]) -> Iterator[str]:
             yield f"to beat, {workload} {shape}: {time} ({winner.variant}, {winner.dtype})"
 
 
-SUITE = Suite("ladder", "whole training steps in PyTorch, eager to compiled and captured", tasks, arguments, closing)
+SUITE = Suite(
+    "ladder",
+    "whole training steps in PyTorch, eager to compiled and captured: minutes a rung, the compilations are kept",
+    tasks,
+    arguments,
+    closing,
+    needs_ceilings=True,
+)

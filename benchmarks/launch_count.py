@@ -34,6 +34,23 @@ class Launched(NamedTuple):
     name: str
 
 
+class Watch:
+    """Is told of each launch, after it was counted."""
+
+    def kernel(self, build: Callable[[], Any]) -> Any:
+        """One of ours, which ``build`` describes; returns what it has built."""
+        return build()
+
+    def operator(self, name: str, call: Any, args: Any, kwargs: Any, result: Any) -> None:
+        """One of PyTorch's."""
+
+    def copy(self) -> None:
+        """A copy from the host."""
+
+    def forget(self) -> None:
+        """All that was counted so far does not count."""
+
+
 @dataclass
 class Count:
     """Launches in their order, and the phases that are under way, outermost first."""
@@ -41,6 +58,7 @@ class Count:
     launches: list[Launched] = field(default_factory=list)
     phases: list[str] = field(default_factory=list)
     captures: bool = False  # what PyTorch says when it is asked
+    watch: Watch | None = None
 
     def add(self, name: str) -> None:
         """Note a launch; in a backward pass it belongs to the network whose forward pass made its node."""
@@ -113,6 +131,12 @@ class Operators(TorchDispatchMode):
         if space != "aten" or name in FREE or func.is_view:
             return func(*args, **kwargs)
         self._count.add(f"aten.{name}")
+        result = self._result(name, func, args, kwargs)
+        if self._count.watch is not None:
+            self._count.watch.operator(name, func, args, kwargs, result)
+        return result
+
+    def _result(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
         if name not in PRODUCTS:
             return func(*args, **kwargs)
         if "out" in kwargs:
@@ -142,20 +166,23 @@ def as_memory(value: Any, last: bool) -> Any:
 
 
 @contextmanager
-def counting() -> Iterator[Count]:
-    """Context in which the CPU passes for an H200 and what it would launch is counted."""
+def counting(
+    arch: int = ARCH, card: str = CARD, multiprocessors: int = MULTIPROCESSORS, watch: Watch | None = None
+) -> Iterator[Count]:
+    """Context in which the CPU passes for a card, an H200 unless told otherwise, and its launches are counted."""
     from fastgan.kernels import launch, problem
     from fastgan.kernels.problem import Target
     from fastgan.objectives import adversarial
     from fastgan.ops import backend, conv_choice, linear_choice, optimizer_table
     from fastgan.ops.backend import KERNEL_DTYPES, Choice
 
-    count = Count()
+    count = Count(watch=watch)
     gan_loss = vars(adversarial)["gan_loss"]
     moving = optimizer_table.Table.moving
 
     def build(key: Any, build: Any, inputs: Any, outputs: Any, how: Any, groups: Any) -> None:
-        count.add(build(*inputs, *outputs, *how, **groups).kernel.__name__)
+        described = functools.partial(build, *inputs, *outputs, *how, **groups)
+        count.add((described() if watch is None else watch.kernel(described)).kernel.__name__)
 
     def choice(requested: str, op: str, device: torch.device, dtype: torch.dtype) -> Choice:
         ours = requested != "reference" and dtype in KERNEL_DTYPES
@@ -168,9 +195,11 @@ def counting() -> Iterator[Count]:
         former, now = table._moving, moving(table, *what)
         if now is not former:  # gradients are where they have never been
             count.add(ADDRESSES)
+            if watch is not None:
+                watch.copy()
         return now
 
-    targets = tuple(Target(ARCH, kind, CARD, MULTIPROCESSORS) for kind in ("tf32", "ieee"))
+    targets = tuple(Target(arch, kind, card, multiprocessors) for kind in ("tf32", "ieee"))
     with ExitStack() as stack:
         for owner, name, value in (
             (Tensor, "is_cuda", property(lambda tensor: True)),
@@ -210,6 +239,8 @@ def iteration(trainer: Any, count: Count) -> list[Launched]:
         lazy = step.penalty.lazy
         step.penalty = replace(step.penalty, lazy=replace(lazy, penalty=count.within("penalty", lazy.penalty)))
     count.launches.clear()
+    if count.watch is not None:
+        count.watch.forget()
     count.captures = True
     with Operators(count):
         step(pattern)

@@ -13,18 +13,18 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+from fastgan.benchmarks import marks
 from fastgan.benchmarks.launch_count import ADDRESSES, METRICS, PRODUCTS, Launched, counting, iteration
 from fastgan.benchmarks.launch_reasons import reason
 from fastgan.benchmarks.step_workloads import Workload, workloads
-from fastgan.errors import UserError, require
+from fastgan.errors import require
 
 LISTED = ("mlp", "dcgan-64", "wgan-gp")
-BEGIN, END = "<!-- launch lists: begin -->", "<!-- launch lists: end -->"
+MARKED = "launch lists"  # the place in a page
 UNKNOWN = "nobody knows"
 
 
@@ -38,6 +38,7 @@ class Line(NamedTuple):
 
 def launches(workload: Workload, batch: int, backend: str = "triton") -> list[Launched]:
     """Return what an iteration launches on an H200, as a captured graph would hold it."""
+    require("triton", why="listing what kernels a step launches")
     from fastgan.ops.backend import backend as on
     from fastgan.train.capture import strict
 
@@ -117,15 +118,6 @@ def page() -> str:
     return "\n".join(parts)
 
 
-def placed(text: str, lists: str) -> str:
-    """Return a page's text with other lists between its marks."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise UserError(f"the page has no lines {BEGIN} and {END}: write them where the lists belong")
-    return f"{before}{BEGIN}\n\n{lists}\n{END}{after}"
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Print or place the launch list of a step."""
     known = {workload.name: workload for workload in workloads()}
@@ -133,21 +125,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--workload", choices=known, default="mlp")
     parser.add_argument("--batch", type=int, help="default: that of the published code")
     parser.add_argument("--backend", choices=("triton", "auto"), default="triton")
-    parser.add_argument("--page", type=Path, metavar="FILE", help="write the lists into a page")
+    marks.add_option(parser, MARKED)
     options = parser.parse_args(argv)
     if options.batch is not None and options.batch < 2:
         parser.error("--batch must be at least 2")
-    try:
-        require("triton", why="listing what kernels a step launches")
-        if options.page is not None:
-            options.page.write_text(placed(options.page.read_text(encoding="utf-8"), page()), encoding="utf-8")
-        else:
-            workload = known[options.workload]
-            print("\n".join(report(workload, options.batch or workload.batch, options.backend)))
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    workload = known[options.workload]
+
+    def one() -> str:
+        return "\n".join(report(workload, options.batch or workload.batch, options.backend))
+
+    return marks.serve(options, MARKED, page, one)
 
 
 if __name__ == "__main__":

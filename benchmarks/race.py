@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastgan.benchmarks import gate
-from fastgan.benchmarks.launches import count_launches
+from fastgan.benchmarks.launches import add_up, by_name, profiled
 from fastgan.benchmarks.measure import (
     MOST_QUEUED,
     Call,
@@ -107,14 +107,18 @@ def time_wall(rows: Mapping[str, Timed], calls: Mapping[str, Sequence[Call]], se
         rows[name].wall_us = spread
 
 
-def time_device(rows: Mapping[str, Timed], calls: Mapping[str, Sequence[Call]], setting: Setting) -> None:
-    """Fill in, on a GPU, the time by events, the sum of kernel time and the launches."""
+def time_device(
+    rows: Mapping[str, Timed], calls: Mapping[str, Sequence[Call]], setting: Setting, parts: bool = False
+) -> None:
+    """Fill in, on a GPU, the time by events, the sum of kernel time, by kernel where ``parts`` ask so, and launches."""
     if not setting.on_gpu or not rows:
         return
     for name, row in rows.items():
-        kernel_us, launches = count_launches(calls[name], setting.device)
+        events = profiled(calls[name], setting.device)
+        kernel_us, launches = add_up(events, len(calls[name]))
         if launches:  # a profiler that sees nothing has measured nothing
             row.kernel_us, row.launches = kernel_us, launches
+            row.parts = by_name(events, len(calls[name])) if parts else None
     most = max(1, int(MOST_QUEUED / max(row.launches or 1.0 for row in rows.values())))
     for name, spread in interleave(calls, DeviceClock(setting.device), setting.effort, most).items():
         rows[name].device_us = spread

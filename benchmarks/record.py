@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-FORMAT = "fastgan-benchmark/1"
+FORMAT = "fastgan-benchmark/2"
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,9 @@ class Timed:
     peak_bytes: int | None = None  # device memory above what was taken before
     l2: str | None = None  # "resident": the same inputs each time; "rotated": copies that together exceed the L2 twice
     note: str | None = None
+    parts: dict[str, float] | None = None  # kernel time by the kernel's name, of whole steps
+    suite: str | None = None  # as the runner says
+    task: str | None = None
 
     @property
     def passed(self) -> bool:
@@ -108,6 +111,8 @@ class Compiled:
     blocks_per_sm: int | None = None
     limiter: str | None = None  # the resource that keeps a further block out
     seconds: float | None = None  # compilation and inspection
+    suite: str | None = None  # as the runner says
+    task: str | None = None
 
     @property
     def passed(self) -> bool:
@@ -157,7 +162,8 @@ class Record:
     ceilings: Ceilings = field(default_factory=Ceilings)
     rows: list[Row] = field(default_factory=list)
     left_out: list[dict[str, str]] = field(default_factory=list)  # name and why
-    seconds: float = 0.0
+    seconds: float = 0.0  # of all sessions
+    sessions: list[dict[str, Any]] = field(default_factory=list)  # one, and one more each time that it was resumed
 
     @property
     def passed(self) -> bool:
@@ -167,6 +173,11 @@ class Record:
     def leave_out(self, name: str, why: str) -> None:
         """Say that a task gave no row, and why."""
         self.left_out.append({"name": name, "why": why})
+
+    @property
+    def device(self) -> str:
+        """The GPU's name, or CPU."""
+        return str(self.environment["device"])
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as plain JSON values."""
@@ -183,10 +194,10 @@ def validate(body: dict[str, Any]) -> None:
     jsonschema.validate(body, schema)
 
 
-def write(record: Record, path: Path) -> None:
-    """Write a record whole or not at all, validated where jsonschema is installed."""
+def write(record: Record, path: Path, checked: bool = True) -> None:
+    """Write a record whole or not at all; ``checked``: validated where jsonschema is installed."""
     body = record.to_json()
-    if importlib.util.find_spec("jsonschema") is not None:
+    if checked and importlib.util.find_spec("jsonschema") is not None:
         validate(body)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

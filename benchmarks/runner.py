@@ -8,16 +8,24 @@ import os
 import queue
 import signal
 import threading
+import time
 import traceback
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fastgan.benchmarks.record import Record, Row, said
-from fastgan.benchmarks.setting import Setting
+from fastgan.benchmarks.record import Record, Row, Timed, said
+from fastgan.benchmarks.resume import Key
+from fastgan.benchmarks.setting import Effort, Setting
 from fastgan.benchmarks.suites import Suite, Task
+
+KEEP_EVERY = 20.0  # seconds
+
+
+def nothing() -> None:
+    """Keep nothing."""
 
 
 @dataclass
@@ -30,34 +38,72 @@ class Outcome:
     wrong: bool = False  # the reason is a fault, not a lack of time
 
 
-def run(suite: Suite, setting: Setting, record: Record, jobs: int = 1) -> bool:
+def run(
+    suite: Suite,
+    setting: Setting,
+    record: Record,
+    jobs: int = 1,
+    known: Mapping[Key, Sequence[Row]] | None = None,
+    keep: Callable[[], None] = nothing,
+) -> bool:
     """Run the suite's tasks into ``record``; an interruption keeps what is done and is raised again.
 
-    Returns True where every task gave its rows or was left out for want of time, and every row passed.
+    Tasks whose rows are ``known`` are not run again. ``keep`` is called now and then, when the record holds all that is
+    done so far. Returns True where every task gave its rows or was left out for want of time, and every row passed.
     """
     tasks = sorted(suite.tasks(setting), key=lambda task: task.priority)
-    waiting = {id(task): task for task in tasks}
-    outcomes: Generator[Outcome] = apart(tasks, setting, jobs) if suite.apart and jobs > 1 else here(tasks, setting)
-    whole = True
-    kept: dict[int, list[Row]] = {}
+    plan = {id(task): (task.suite or suite.name, task.name) for task in tasks}
+    kept = {id(task): list(known[plan[id(task)]]) for task in tasks if known and plan[id(task)] in known}
+    todo = [task for task in tasks if id(task) not in kept]
+    waiting = {id(task): task for task in todo}
+    outcomes: Generator[Outcome] = apart(todo, setting, jobs) if suite.apart and jobs > 1 else here(todo, setting)
+    before, left_out, whole = list(record.rows), list(record.left_out), True
+    missing: dict[int, str] = {}
     why = "interrupted"
+
+    def gather() -> None:
+        record.rows = before + [row for task in tasks for row in kept.get(id(task), [])]  # in the plan's order
+        record.left_out = left_out + [{"name": label(task), "why": missing.get(id(task), why)} for task in tasks
+            if id(task) in missing or id(task) in waiting]  # fmt: skip
+        record.seconds = setting.elapsed()
+
+    written = time.monotonic()
     try:
         with progress(suite.name, len(tasks)) as bar, contextlib.closing(outcomes):
+            for _ in kept:
+                bar.update()
             for outcome in outcomes:
+                at = id(outcome.task)
                 bar.set_postfix_str(outcome.task.name, refresh=False)
                 bar.update()
-                del waiting[id(outcome.task)]
-                kept[id(outcome.task)] = outcome.rows
+                del waiting[at]
+                for row in outcome.rows:
+                    row.suite, row.task = plan[at]
+                kept[at] = outcome.rows
                 whole = whole and not outcome.wrong
+                if outcome.why is None and setting.remaining() <= 0 and any(map(short, outcome.rows)):
+                    outcome.why = "cut short by the budget: fewer repeats than asked for"
                 if outcome.why is not None:
-                    record.leave_out(outcome.task.name, outcome.why)
+                    missing[at] = outcome.why
+                if time.monotonic() - written > KEEP_EVERY:
+                    gather()
+                    keep()
+                    written = time.monotonic()
         why = f"the budget of {setting.budget:g} s was spent" if setting.budget is not None else why
     finally:
-        record.rows += [row for task in tasks for row in kept.get(id(task), [])]  # in the plan's order
-        for task in waiting.values():
-            record.leave_out(task.name, why)
-        record.seconds = setting.elapsed()
+        gather()
     return whole and record.passed
+
+
+def short(row: Row) -> bool:
+    """Whether a row has fewer repeats than a run without a budget would have."""
+    best = row.best if isinstance(row, Timed) else None
+    return best is not None and best.n < Effort.repeats
+
+
+def label(task: Task) -> str:
+    """Name a task, with its suite where several are run as one."""
+    return f"{task.suite}: {task.name}" if task.suite else task.name
 
 
 def here(tasks: Sequence[Task], setting: Setting) -> Generator[Outcome]:

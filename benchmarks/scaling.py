@@ -15,7 +15,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,14 +24,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from fastgan import models, objectives
+from fastgan.benchmarks import marks
 from fastgan.benchmarks.step_workloads import Workload, workloads
-from fastgan.errors import UserError
 from fastgan.nn import Chain
 from fastgan.presets import Config
 from fastgan.train.penalties import weighted
 from fastgan.train.step import Players, Step
 
-BEGIN, END = "<!-- predictions: begin -->", "<!-- predictions: end -->"
+MARKED = "predictions"  # the place in a page
 RATE, SHARE = 989e12, 0.35  # bf16 operations a second of an H200 at its peak, and the share of it that is assumed
 LAUNCH = 2e-6  # seconds of a launch within a graph, at the least
 NODE = 8  # GPUs of a machine
@@ -228,29 +227,12 @@ def conclusions(rows: Sequence[Counted], widths: Sequence[Counted]) -> Iterator[
     )
 
 
-def placed(text: str, predictions: str) -> str:
-    """Return a page's text with other predictions between its marks."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise UserError(f"the page has no lines {BEGIN} and {END}: write them where the predictions belong")
-    return f"{before}{BEGIN}\n\n{predictions}\n\n{END}{after}"
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Print or place the predictions."""
     parser = argparse.ArgumentParser("python -m fastgan.benchmarks.scaling", description="Predict scaling.")
-    parser.add_argument("--page", type=Path, metavar="FILE", help="write the predictions into a page")
+    marks.add_option(parser, MARKED)
     options = parser.parse_args(argv)
-    try:
-        if options.page is not None:
-            options.page.write_text(placed(options.page.read_text(encoding="utf-8"), page()), encoding="utf-8")
-        else:
-            print(page())
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return marks.serve(options, MARKED, page, page)
 
 
 if __name__ == "__main__":

@@ -12,15 +12,12 @@ import functools
 import gc
 import itertools
 import time
-from argparse import ArgumentParser
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from fastgan.benchmarks import contenders, ladder, step_goals, step_overhead
 from fastgan.benchmarks.measure import Call, WallClock, interleave, scaled, synchronize
@@ -28,40 +25,26 @@ from fastgan.benchmarks.record import Check, Row, Timed, said
 from fastgan.benchmarks.rungs import Rung, TrainingStep, our_precision, rungs
 from fastgan.benchmarks.setting import Setting
 from fastgan.benchmarks.speedups import OURS
-from fastgan.benchmarks.step_workloads import Workload, workloads
+from fastgan.benchmarks.step_rates import rate
+from fastgan.benchmarks.step_workloads import Workload
 from fastgan.benchmarks.suites import Suite, Task
-from fastgan.errors import unknown
 
 if TYPE_CHECKING:
     from fastgan.train import Trainer
     from fastgan.train.step import Step
 
-ADAM_BYTES = 28  # of a parameter and a step: weight, gradient and two moments read, all but the gradient written
-COUNTED_BATCH = 2
+PUBLISHED = {"as published": True, "as published, no .item()": False}
 MOST_REPLAYS = 50  # that are queued while the host's clock runs
 STRETCH = 200  # steps of a call of ``fit``
 
 
-def arguments(parser: ArgumentParser) -> None:
-    """Add the filters."""
-    ladder.arguments(parser)
-    parser.add_argument("--workload", nargs="+", metavar="NAME", help="only these")
-    parser.add_argument("--batch", nargs="+", type=int, metavar="N", help="these batches")
-
-
 def tasks(setting: Setting) -> list[Task]:
     """Return one task for each workload and batch; the published batches come first."""
-    options = vars(setting.options)
-    known = {workload.name: workload for workload in workloads(setting.smoke)}
-    names = options.get("workload") or [*known, step_goals.DIGITS]
-    for name in names:
-        if name not in known and name != step_goals.DIGITS:
-            raise unknown("workload", name, [*known, step_goals.DIGITS])
+    names = vars(setting.options).get("workload") or [step_goals.DIGITS]
     plan = []
-    for workload in (known[name] for name in names if name in known):
-        for batch in options.get("batch") or ((8,) if setting.smoke else workload.batches):
-            measuring = functools.partial(measure, setting, workload, batch)
-            plan.append(Task(f"{workload.name} batch {batch}", measuring, 2 * (batch != workload.batch)))
+    for workload, batch in ladder.chosen(setting, others=[step_goals.DIGITS]):
+        measuring = functools.partial(measure, setting, workload, batch)
+        plan.append(Task(f"{workload.name} batch {batch}", measuring, ladder.priority(workload, batch)))
     if step_goals.DIGITS in names and not setting.on_gpu:
         plan.append(Task(step_goals.DIGITS, functools.partial(step_overhead.measure, setting), 1))
     return plan
@@ -74,10 +57,14 @@ def measure(setting: Setting, workload: Workload, batch: int) -> Iterator[Row]:
     shape, first = f"batch {batch}", ways[0].name
     rows = {rung.name: Timed(workload.name, rung.name, shape, rung.dtype, baseline=first) for rung in ways}
     rows |= {name: Timed(workload.name, name, shape, ways[-1].dtype, baseline=first) for name in OURS}
+    if workload.published is not None:
+        rows |= {name: Timed(workload.name, name, shape, ways[0].dtype, baseline=first) for name in PUBLISHED}
     calls: dict[str, list[Call]] = {}
     benchmark = torch.backends.cudnn.benchmark
     eager = climb(setting, ways, functools.partial(workload.baseline, batch=batch), rows, calls)
     torch.backends.cudnn.benchmark = benchmark  # ours as a trainer finds it
+    if workload.published is not None and eager is not None:
+        habits(setting, ways[0], functools.partial(workload.published, batch=batch), eager, rows, calls)
     for name in OURS:
         engine(setting, workload, batch, name, eager, rows[name], calls)
     right = {name: rows[name] for name in calls if rows[name].passed}
@@ -120,6 +107,25 @@ def climb(
             row.note = f"not measured: {said(error)}"
             row.check = Check(False, why=said(error)) if eager is None else None
     return eager
+
+
+def habits(
+    setting: Setting,
+    rung: Rung,
+    build: Callable[..., TrainingStep],
+    eager: ladder.Trace,
+    rows: Mapping[str, Timed],
+    calls: dict[str, list[Call]],
+) -> None:
+    """Check the published loop, with its ``.item()`` calls and without, on rung 1's latents; what is timed draws."""
+    for name, items in PUBLISHED.items():
+        try:
+            _, trace, _ = ladder.prepare(rung, functools.partial(build, items=items, fixed=True), setting.seed)
+            rows[name].check = ladder.judge(trace, eager, ladder.TOLERANCE[rung.dtype])
+            call, _, rows[name].peak_bytes = ladder.prepare(rung, functools.partial(build, items=items), setting.seed)
+            calls[name] = [call]
+        except Exception as error:
+            rows[name].check = Check(False, why=said(error))
 
 
 def engine(
@@ -243,51 +249,6 @@ def stepping(workload: Workload, batch: int, device: torch.device) -> tuple[Call
     return call, torch.cuda.max_memory_allocated(device) - before if on_gpu else None
 
 
-@functools.lru_cache(maxsize=32)
-def flops_of(workload: Workload) -> float:
-    """Return the multiply-adds of a step, twice, for each sample of the batch: the engine's, by plain PyTorch."""
-    from fastgan.ops.backend import backend
-
-    with backend("reference"):
-        trainer = workload.trainer(COUNTED_BATCH, torch.device("cpu"), precision="fp32")
-        step, _ = inside(trainer)
-        with Flops() as counter:
-            step(step.pattern(0))
-    return counter.total / COUNTED_BATCH
-
-
-class Flops(TorchDispatchMode):
-    """Counts products by PyTorch's formulas; its own counter watches modules, which double backward does not bear."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.total = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run one operator."""
-        kwargs = kwargs or {}
-        result = func(*args, **kwargs)
-        formula = flop_registry.get(func._overloadpacket)
-        if formula is not None:
-            self.total += formula(*args, **kwargs, out_val=result)
-        return result
-
-
-def rate(rows: Sequence[Timed], workload: Workload, batch: int, setting: Setting) -> None:
-    """Turn best times into rates, and into shares of the shortest time for the products and the optimisers' bytes."""
-    if not rows:
-        return
-    flops = flops_of(workload) * batch
-    trainer = workload.trainer(COUNTED_BATCH, torch.device("cpu"))
-    sizes = [sum(weight.numel() for weight in net.parameters()) for net in (trainer.generator, trainer.discriminator)]
-    moved = float(ADAM_BYTES * (sizes[0] + trainer.config.n_critic * sizes[1]))
-    for row in rows:
-        if row.best is not None:
-            row.tflops = flops / row.best.median / 1e6
-            floor = setting.ceilings.floor_us(row.dtype, flops, moved)
-            row.roofline = None if floor is None else floor / row.best.median
-
-
 class HostClock:
     """The host's clock until it may go on, the device having been idle before."""
 
@@ -332,7 +293,7 @@ SUITE = Suite(
     "step",
     "whole training steps by the engine, against PyTorch eager to compiled and captured",
     tasks,
-    arguments,
+    ladder.arguments,
     step_goals.closing,
     needs_ceilings=True,
 )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fastgan.benchmarks.baselines import dcgan, mlp, ring8, wgan_gp
+from fastgan.benchmarks.baselines import dcgan, dcgan_example, gan_py, mlp, ring8, wgan_gp
 from fastgan.benchmarks.rungs import Rung, TrainingStep
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class Workload:
     config: Callable[[], Config]
     batches: tuple[int, ...] = SWEEP
     networks: Callable[[], tuple[nn.Module, nn.Module]] | None = None  # None: those of the configuration
+    published: Callable[..., TrainingStep] | None = None  # the loop as it stands in public, of (rung, batch=, items=)
     halved: bool = False  # the baseline's first loss is G's, its second half of D's
 
     def baseline(self, rung: Rung, batch: int) -> TrainingStep:
@@ -81,6 +82,7 @@ def workloads(small: bool = False) -> tuple[Workload, ...]:
             functools.partial(dcgan.build, side=side, **narrow),
             functools.partial(convolutional, side, **narrow),
             (16, 64, 128, 256, 512, 1024),
+            published=functools.partial(dcgan_example.build, side=side, **narrow),
         )
         for side in (64, 32)
     )
@@ -92,6 +94,7 @@ def workloads(small: bool = False) -> tuple[Workload, ...]:
             (1, 28, 28),
             mlp.build,
             functools.partial(named, "mlp"),
+            published=gan_py.build,
             halved=True,
         ),
         sides[0],

@@ -21,6 +21,7 @@ class Task:
     run: Callable[[], Iterable[Row]]  # where the suite runs apart, it travels to another process by pickle
     priority: int = 0  # lower first: with a budget, what matters most is done first
     crashed: Callable[[str], Row] | None = None  # the row to keep where a separate process died of this task
+    suite: str | None = None  # where it is not that of the run
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Suite:
     arguments: Callable[[ArgumentParser], None] | None = None  # adds options of its own to the command line
     closing: Callable[[Sequence[Row]], Iterable[str]] | None = None  # lines to print below the table
     apart: bool = False  # tasks run in ``--jobs`` processes of their own instead of in this one
+    budget: float | None = None  # seconds, where none is asked for
     needs_ceilings: bool = False  # measure the ceilings first, so that rows carry their share of the roofline
 
 
@@ -49,9 +51,12 @@ def discover() -> dict[str, Suite]:
     return dict(sorted(found.items()))
 
 
-def find(name: str) -> Suite:
-    """Return the suite called ``name``; an unknown one is a user's mistake, answered with the nearest name."""
+def find(name: str, others: Iterable[str] = ()) -> Suite:
+    """Return the suite called ``name``; an unknown one is a user's mistake, answered with the nearest name.
+
+    ``others`` are names that might have been meant as well.
+    """
     known = discover()
     if name not in known:
-        raise unknown("suite", name, known)
+        raise unknown("suite", name, [*known, *others])
     return known[name]

@@ -9,7 +9,7 @@ from fastgan.benchmarks.record import Compiled, Record, Spread, Timed
 
 NOTHING = ""
 WORDS = {"workload", "variant", "shape", "dtype", "L2", "check", "note", "kernel", "arch", "limited by", "verdict"} | {
-    *("phase", "layer", "direction", "bound", "backend", "why"),
+    *("phase", "layer", "direction", "bound", "backend", "why", "clock"),
 }
 
 R = TypeVar("R")

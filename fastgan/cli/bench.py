@@ -1,4 +1,4 @@
-"""``fastgan bench [SUITE]``: the same as ``python -m fastgan.benchmarks``."""
+"""``fastgan bench [SUITE|compare|predict|report]``: the same as ``python -m fastgan.benchmarks``."""
 
 from __future__ import annotations
 

@@ -30,9 +30,22 @@ def test_without_a_suite_they_are_listed(capsys: Output) -> None:
     assert all(len(line.split()) > 3 for line in lines)
 
 
+@pytest.mark.parametrize("suite", ["step", "all"])
+def test_help_names_the_options_of_the_suite(suite: str, capsys: Output) -> None:
+    assert main([suite, "--help"]) == 0
+    assert {"step": "--workload", "all": "--suite"}[suite] in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (["all", "--suite", "linaer"], "unknown suite 'linaer': did you mean 'linear'?"),
+        (["all", "--budget", "soon"], "--budget"),
+        (["all", "--resume", "none.json"], "no record at none.json"),
+        (["step", "--workload", "dcgan-46"], "unknown workload 'dcgan-46': did you mean 'dcgan-64'?"),
+        (["ladder", "--workload", "mpl"], "unknown workload 'mpl': did you mean 'mlp'?"),
+        (["ladder", "--batch", "1"], "--batch must be at least 2"),
+        (["repotr"], "unknown suite 'repotr': did you mean 'report'?"),
         (["ceiling"], "unknown suite 'ceiling': did you mean 'ceilings'?"),
         (["audit", "--arch", "91"], "unknown architecture '91'"),
         (["audit", "--kernel", "liner"], "unknown kernel file 'liner'"),

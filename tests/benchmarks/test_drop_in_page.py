@@ -9,7 +9,6 @@ import pytest
 
 from fastgan.benchmarks import drop_in_page
 from fastgan.benchmarks.drop_in_models import STYLES, Style
-from fastgan.errors import UserError
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "drop-in.md"
 MEND = "`python -m fastgan.benchmarks.drop_in_page --page docs/drop-in.md` writes them anew"
@@ -29,16 +28,14 @@ def test_the_page_shows_what_the_command_prints(style: Style) -> None:
 
 
 def test_the_page_shows_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    shown = re.findall(r"(?m)^### .*$", PAGE.read_text(encoding="utf-8").partition(drop_in_page.END)[0])
+    shown = re.findall(
+        r"(?m)^### .*$", PAGE.read_text(encoding="utf-8").partition(f"<!-- {drop_in_page.MARKED}: end -->")[0]
+    )
     monkeypatch.setattr(drop_in_page, "report", lambda style: [])
     assert shown == [line for line in drop_in_page.page().splitlines() if line]
 
 
-def test_reports_have_a_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    text = f"before\n{drop_in_page.BEGIN}\nold\n{drop_in_page.END}\nafter\n"
-    assert drop_in_page.placed(text, "new") == f"before\n{drop_in_page.BEGIN}\n\nnew\n{drop_in_page.END}\nafter\n"
-    with pytest.raises(UserError, match="write them"):
-        drop_in_page.placed("nothing", "new")
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert drop_in_page.main(["--style", "ctgan"]) == 0
     assert "BatchNorm1d + ReLU" in capsys.readouterr().out
     assert drop_in_page.main(["--page", str(tmp_path / "absent.md")]) == 2

@@ -10,15 +10,15 @@ import torch
 from torch import nn
 
 from fastgan.benchmarks.step_workloads import workloads
-from fastgan.errors import UserError
 from fastgan.ops.backend import choose
 
 pytest.importorskip("triton")
 
 from fastgan.benchmarks import launch_list
 from fastgan.benchmarks.launch_count import Count, Launched, Operators, counting
-from fastgan.benchmarks.launch_list import Line, folded, launches, lines, placed
+from fastgan.benchmarks.launch_list import Line, folded, launches, lines
 from fastgan.benchmarks.launch_reasons import reason
+from fastgan.benchmarks.marks import placed
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "engine.md"
 ALL = {workload.name: workload for workload in workloads()}
@@ -28,7 +28,7 @@ MEND = "`python -m fastgan.benchmarks.launch_list --page docs/engine.md` writes 
 def test_the_page_shows_what_the_command_prints() -> None:
     lists = launch_list.page()
     assert launch_list.UNKNOWN not in lists, "launch_reasons.py has no rule for a launch"
-    assert placed(PAGE.read_text(encoding="utf-8"), lists) == PAGE.read_text(encoding="utf-8"), MEND
+    assert placed(PAGE.read_text(encoding="utf-8"), launch_list.MARKED, lists) == PAGE.read_text(encoding="utf-8"), MEND
 
 
 @pytest.mark.parametrize("name", ["ring-8", "wgan-gp-mlp"])
@@ -101,11 +101,7 @@ def test_the_world_is_as_it_was() -> None:
     assert choose("linear_act", torch.device("cpu"), torch.float32).backend == "reference"
 
 
-def test_lists_have_a_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    text = f"before\n{launch_list.BEGIN}\nold\n{launch_list.END}\nafter\n"
-    assert placed(text, "new") == f"before\n{launch_list.BEGIN}\n\nnew\n{launch_list.END}\nafter\n"
-    with pytest.raises(UserError, match="write them"):
-        placed("nothing", "new")
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert launch_list.main(["--workload", "ring-8", "--batch", "16"]) == 0
     assert "ring-8, batch 16, bf16, backend `triton`" in capsys.readouterr().out
     assert launch_list.main(["--page", str(tmp_path / "absent.md")]) == 2

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fastgan.benchmarks.launches import add_up
+from fastgan.benchmarks.launches import add_up, by_name
 from fastgan.benchmarks.measure import Call, WallClock, interleave, scaled
 from fastgan.benchmarks.record import Spread
 from fastgan.benchmarks.setting import Effort
@@ -80,17 +80,25 @@ def test_a_graph_of_many_calls_is_shared_among_them() -> None:
 
 
 def test_only_work_on_the_device_is_summed_up() -> None:
-    def event(kind: str, us: float, note: bool = False, activity: str | None = None) -> SimpleNamespace:
+    def event(
+        kind: str, us: float, note: bool = False, activity: str | None = None, name: str = "a"
+    ) -> SimpleNamespace:
         device = getattr(torch.profiler.DeviceType, kind)
         span = SimpleNamespace(elapsed_us=lambda: us)
-        return SimpleNamespace(device_type=device, time_range=span, is_user_annotation=note, activity_type=activity)
+        return SimpleNamespace(
+            device_type=device, time_range=span, is_user_annotation=note, activity_type=activity, name=name
+        )
 
     events = [
         event("CPU", 500.0),
         event("CUDA", 3.0),
-        event("CUDA", 5.0, activity="concurrent_kernel"),
+        event("CUDA", 5.0, activity="concurrent_kernel", name="b"),
         event("CUDA", 99.0, note=True),
         event("CUDA", 99.0, activity="cuda_sync"),
     ]
     assert add_up(events, 1) == (8.0, 2.0)
+    assert by_name(events, 2) == {"b": 2.5, "a": 1.5}
+    many = [event("CUDA", 1.0 + at, name=f"k{at}") for at in range(30)]
+    parts = by_name(many, 1)
+    assert len(parts) == 25 and parts["others"] == sum(range(1, 7)) and next(iter(parts)) == "k29"
     assert add_up(events, 4) == (2.0, 0.5)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from argparse import Namespace
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
+from torch.nn import functional as F
 
-from fastgan.benchmarks import accounting, chains, ladder, step, step_goals, step_overhead
+from fastgan.benchmarks import accounting, chains, ladder, step, step_goals, step_overhead, step_rates
+from fastgan.benchmarks.measure import Call
 from fastgan.benchmarks.record import Ceilings, Check, Spread, Timed
 from fastgan.benchmarks.rungs import rungs
 from fastgan.benchmarks.setting import Setting
@@ -36,6 +39,40 @@ def test_the_engine_begins_as_a_plain_loop_does(name: str) -> None:
     assert same(verdict(SMALL[name]))
 
 
+def habits(name: str) -> tuple[dict[str, Timed], dict[str, list[Call]]]:
+    workload, first = SMALL[name], rungs(CPU, None)[0]
+    assert workload.published is not None
+    _, eager, _ = ladder.prepare(first, lambda rung: workload.baseline(rung, BATCH), 0)
+    rows = {variant: Timed(name, variant, "", "float32") for variant in step.PUBLISHED}
+    calls: dict[str, list[Call]] = {}
+    step.habits(Setting(), first, partial(workload.published, batch=BATCH), eager, rows, calls)
+    return rows, calls
+
+
+@pytest.mark.parametrize("name", ["mlp", "dcgan-32"])
+def test_published_loops_begin_as_rung_1_does(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, calls = habits(name)
+    assert calls.keys() == rows.keys() == step.PUBLISHED.keys()
+    assert all(row.check is not None and same(row.check) for row in rows.values())
+    monkeypatch.setattr(torch.nn.BCELoss, "forward", lambda self, p, target: 1.1 * F.binary_cross_entropy(p, target))
+    assert not any(row.passed for row in habits(name)[0].values())
+
+
+@pytest.mark.parametrize(("name", "waits"), [("mlp", 2), ("dcgan-32", 5)])
+def test_items_are_what_the_habits_differ_in(name: str, waits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    item = torch.Tensor.item
+    monkeypatch.setattr(torch.Tensor, "item", lambda self: (seen.append(1), item(self))[1])
+    counts, published = {}, SMALL[name].published
+    assert published is not None
+    for items in (True, False):  # torch's Adam has some of its own
+        run = published(rungs(CPU, None)[0], batch=BATCH, items=items).run
+        seen.clear()
+        run()
+        counts[items] = len(seen)
+    assert counts[True] - counts[False] == waits
+
+
 @pytest.mark.parametrize("name, key, value", [
     ("ring-8", "generator_optimizer.lr", 1e-3),
     ("mlp", "updates", "shared"),
@@ -54,6 +91,12 @@ def test_a_penalty_elsewhere_is_found_out(monkeypatch: pytest.MonkeyPatch) -> No
     kept = step.between
     monkeypatch.setattr(step, "between", lambda points, penalty: kept(points * 0, penalty))
     assert not same(verdict(SMALL["wgan-gp-mlp"]))
+
+
+def test_published_loops_are_raced_and_are_no_rungs() -> None:
+    rows = {row.variant: row for row in step.measure(Setting(smoke=True), SMALL["dcgan-32"], BATCH)}
+    assert all(rows[variant].wall_us for variant in step.PUBLISHED)
+    assert ladder.best([rows[variant] for variant in step.PUBLISHED]) is None
 
 
 def test_rows_of_a_cpu_say_so_and_wrong_ones_have_no_times(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,23 +127,23 @@ def test_an_engine_that_raises_fails(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_operations_are_those_of_the_account_and_of_the_networks() -> None:
     full = {workload.name: workload for workload in workloads()}
     parts = [accounting.account(run, place) for run in chains.step("dcgan-64", 1) for place in run.places]
-    assert step.flops_of(full["dcgan-64"]) == accounting.total(parts).flops
+    assert step_rates.flops_of(full["dcgan-64"]) == accounting.total(parts).flops
     g = [100 * 128, 128 * 256, 256 * 512, 512 * 1024, 1024 * 784]
     d = [784 * 512, 512 * 256, 256]
     once = 3 * sum(g) - g[0] + 2 * (3 * sum(d)) - d[0]  # no gradient of z; D serves both, its data's of fakes alone
-    counted = step.flops_of(full["mlp"])
+    counted = step_rates.flops_of(full["mlp"])
     assert counted in (2 * once, 2 * (once + d[0]))  # one batch of both, whose real half's gradient comes along
 
 
 def test_the_floor_is_that_of_products_and_optimisers() -> None:
     timed = row("wgan-gp-mlp", "fastgan auto", 100.0)
     setting = Setting(ceilings=Ceilings(copy_gbs=1000.0, tflops={"bfloat16": 1e9}))
-    step.rate([timed], SMALL["wgan-gp-mlp"], BATCH, setting)
+    step_rates.rate([timed], SMALL["wgan-gp-mlp"], BATCH, setting)
     trainer = SMALL["wgan-gp-mlp"].trainer(BATCH, CPU)
     g, d = (sum(w.numel() for w in net.parameters()) for net in (trainer.generator, trainer.discriminator))
     assert timed.roofline == pytest.approx(28 * (g + 5 * d) / 1e12 / 100e-6)
     setting.ceilings = Ceilings(copy_gbs=1e9, tflops={"bfloat16": 0.001})
-    step.rate([timed], SMALL["wgan-gp-mlp"], BATCH, setting)
+    step_rates.rate([timed], SMALL["wgan-gp-mlp"], BATCH, setting)
     assert timed.tflops is not None
     assert timed.roofline == pytest.approx(timed.tflops / 0.001)
 
