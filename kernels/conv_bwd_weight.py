@@ -240,7 +240,7 @@ def bwd_weight_problem(
     room = 64 if norm or saved is not None or before[0] != "none" or target.tensor_memory else 128
     if before[0] != "none" and (correction or target.arch not in WGMMA):
         room = 32  # seen to spill on sm_90 with 64
-    if norm and target.arch >= 120:
+    if (norm or (correction and before[0] != "none")) and target.arch >= 120:
         room = 16  # seen to spill there with 32
     image = x.shape[0] * C * geometry.h.image * geometry.w.image
     repeats = 1.0, max(1.0, size[1] * size[2] / max(1, image))
