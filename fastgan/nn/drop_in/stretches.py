@@ -92,9 +92,11 @@ def step_of(node: fx.Node, module: nn.Module) -> Step | None:
         return None
 
 
-def mutated(node: fx.Node, module: nn.Module, escapes: bool = False) -> bool:
-    """Whether a node's value, or a view of it, may be changed in place later."""
+def mutated(node: fx.Node, module: nn.Module, escapes: bool = False, but: fx.Node | None = None) -> bool:
+    """Whether a node's value, or a view of it, may be changed in place by its readers, ``but`` one."""
     for user in node.users:
+        if user is but:
+            continue
         if user.op == "output":
             if escapes:
                 return True
@@ -158,7 +160,7 @@ def _begin(stretch: Stretch, module: nn.Module, escapes: bool) -> None:
     source: Any = stretch.nodes[0].args[0]
     while _looks(source):
         source = source.args[0]
-    if mutated(source, module) or (escapes and source.op == "placeholder"):
+    if mutated(source, module, but=stretch.nodes[0]) or (escapes and source.op == "placeholder"):
         _shorten(stretch, 0, module)
 
 

@@ -132,7 +132,7 @@ def _changed(module: nn.Module, graph: torch.fx.Graph | None, escapes: bool) -> 
 def _exposed(node: torch.fx.Node, module: nn.Module, escapes: bool) -> bool:
     """Whether what a module returns, or what it is given, may be changed in place."""
     given = [arg for arg in node.all_input_nodes if arg.op != "get_attr"]
-    taken = (mutated(arg, module) or (escapes and arg.op == "placeholder") for arg in given)
+    taken = (mutated(arg, module, but=node) or (escapes and arg.op == "placeholder") for arg in given)
     return mutated(node, module, escapes) or any(taken)
 
 
