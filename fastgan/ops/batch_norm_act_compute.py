@@ -215,16 +215,21 @@ def _rows(values: Tensor) -> Tensor:
 
 
 def _spread(rows: Tensor, input: Tensor) -> Tensor:
-    """Return contiguous rows [M, C] in the input's shape, and the layout in which PyTorch would return them."""
+    """Turn contiguous rows [M, C] to the input's shape, and the layout in which PyTorch would return them.
+
+    In place, as far as that goes: who reads a view that a Function returns could not write over it.
+    """
     N, C, *space = input.shape
     if not space:
         return rows
     if C == 1 or rows.shape[0] == N:  # any layout is every layout
-        return rows.view(input.shape)
+        return rows.resize_(input.shape)
     if lies_as_rows(input):
-        return rows.as_strided(input.shape, input.stride())
+        return rows.as_strided_(input.shape, input.stride())
     values = rows.view(N, *space, C).movedim(-1, 1)
-    return values if layout(input) != torch.contiguous_format else values.contiguous()
+    if layout(input) == torch.contiguous_format:
+        return values.contiguous()
+    return rows.as_strided_(values.shape, values.stride())
 
 
 def lies_as_rows(values: Tensor) -> bool:

@@ -267,6 +267,23 @@ class OneChannel(nn.Module):
         return self.head(x).sigmoid_()
 
 
+class Conditioned(nn.Module):
+    """A norm whose scale and shift are each sample's own, written over behind it."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 2, 3, padding=1)
+        self.bn = nn.BatchNorm2d(6, affine=False)
+        self.vectors = nn.Linear(3, 12)
+        self.act = nn.ReLU(True)
+
+    def forward(self, x):
+        scale, shift = self.vectors(x.mean((2, 3))).chunk(2, 1)
+        h = self.conv1(x).contiguous(memory_format=torch.channels_last)
+        h = scale.view(-1, 6, 1, 1) * self.bn(h) + shift.view(-1, 6, 1, 1)
+        return self.conv2(self.act(h))
+
+
 VECTOR, IMAGE, SIGNAL = (10,), (3, 6, 6), (2, 9)
 TRAPS = {
     NoiseInTraining: VECTOR,
@@ -284,6 +301,7 @@ TRAPS = {
     ReadsWeights: VECTOR,
     ActivatesTwice: SIGNAL,
     OddActivations: VECTOR,
+    Conditioned: IMAGE,
     Tokens: (3, 10),
     OneChannel: SIGNAL,
 }

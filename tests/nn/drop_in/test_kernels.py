@@ -97,7 +97,7 @@ def test_training_on_the_kernels(device: str, name: str, full: bool) -> None:
 
 
 TRAPS = ["Shared", "OddNorms", "InPlaceSeenTwice", "ActivatesTwice", "KeepsFeatures", "CollectsByHooks"]
-TRAPS += ["OverwritesAMask", "PreActivated", "Tokens", "OneChannel"]
+TRAPS += ["OverwritesAMask", "PreActivated", "Tokens", "OneChannel", "Conditioned"]
 
 
 @pytest.mark.parametrize("name", TRAPS)
