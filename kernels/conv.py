@@ -44,7 +44,7 @@ from fastgan.kernels.conv_product import (
 from fastgan.kernels.launch import Launch, submit
 from fastgan.kernels.linear import given, groups_of, statistics_arguments
 from fastgan.kernels.norm import LANES, Norm, Statistics, norm_arguments
-from fastgan.kernels.tile import Config, Problem, Target
+from fastgan.kernels.tile import WGMMA, Config, Problem, Target
 
 NOTHING = ("none", 0.0)  # what has no activation
 UNSPECIALISED = ["samples", "splits", "high", *GEOMETRY]
@@ -105,7 +105,7 @@ def fwd_launch(
 ) -> Launch:
     """Prepare y = phi(conv(x, weight) + bias); ``before``: an activation of x that has no norm."""
     depth, cols = channels_of(weight, map)
-    tile = config or tile_for(fwd_problem(x, weight, geometry, map, target, norm, statistics), depth)
+    tile = config or tile_for(fwd_problem(x, weight, geometry, map, target, norm, statistics, before), depth)
     groups = groups_of(norm, statistics)
     frame = Frame(geometry, map, x.shape[0] // groups, groups, cols, tile)
     arguments: dict[str, object] = {"x": x, "weight": weight, "bias": bias, "y": y, "slope": slope}
@@ -127,11 +127,12 @@ def fwd_problem(
     target: Target,
     norm: Norm | None = None,
     statistics: Statistics | None = None,
+    before: tuple[str, float] = NOTHING,
 ) -> Problem:
     """Describe a convolution forward to the choice of a tile: what stands beside it takes registers."""
     op = "conv_fwd" if norm is None else "conv_fwd_norm"
     room = 64 if norm or statistics else 128
-    if statistics and target.arch >= 120:
+    if statistics and (target.arch >= 120 or (before != NOTHING and target.arch not in WGMMA)):
         room = 32  # seen to spill there with 64
     return problem(op, x, weight, geometry, map, target, False, room)
 

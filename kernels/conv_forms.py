@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastgan.kernels.conv import fwd_launch, fwd_problem
+from fastgan.kernels.conv import NOTHING, fwd_launch, fwd_problem
 from fastgan.kernels.conv_bwd_input import bwd_input_launch, bwd_input_problem
 from fastgan.kernels.conv_bwd_weight import bwd_weight_launch, bwd_weight_problem
 from fastgan.kernels.conv_map import GATHER, PHASE, SPREAD, Axis, Geometry
@@ -159,7 +159,8 @@ def _launches(case: _Case, dtype: torch.dtype, target: Target, batch: int = 64, 
     saved = y if case.activation != "none" or case.norm in ("out", "both") else None
     forward, inward, onto = _beside(case, gx, y.shape[1])
     for w in ws:
-        asked = fwd_problem(x, w, geometry, ahead, target, forward.get("norm"), forward.get("statistics"))
+        around = forward.get("norm"), forward.get("statistics"), forward.get("before", NOTHING)
+        asked = fwd_problem(x, w, geometry, ahead, target, *around)
         for tile in _tiles(case, asked, candidates_for(asked, x.shape[1])) if swept else [None]:
             yield fwd_launch(x, w, bias, y, geometry, ahead, *how, **forward, config=tile)
     beside = {name: thing for name, thing in inward.items() if name != "to"}
