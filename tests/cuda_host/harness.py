@@ -3,8 +3,8 @@
     kernels = build("linear_act.cu")
     status = kernels.call("fastgan_linear_act_forward", x, weight, None, y, rows, 0.2, seed=3)
 
-Tensors are passed as addresses and changed in place, whatever their strides; ints as int64_t, floats as float, None as a
-null pointer. HostFault carries what the shim, AddressSanitizer or UndefinedBehaviorSanitizer had to say.
+Tensors are passed as addresses and changed in place, whatever their strides; ints as int64_t, floats as float, None as
+a null pointer. HostError carries what the shim, AddressSanitizer or UndefinedBehaviorSanitizer had to say.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FLAGS += ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", f"-I{HERE
 SECONDS = 120  # that one call may take
 
 
-class HostFault(AssertionError):
+class HostError(AssertionError):
     """A kernel did what a GPU would not have forgiven, or its process ended otherwise."""
 
 
@@ -91,7 +91,7 @@ class Kernels:
             self.close()
             self._said.seek(0)
             said = self._said.read().decode(errors="replace")
-            raise HostFault(f"the kernel's process ended with {code}\n{said}") from None
+            raise HostError(f"the kernel's process ended with {code}\n{said}") from None
         finally:
             watch.cancel()
 
