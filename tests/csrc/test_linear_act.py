@@ -1,4 +1,4 @@
-"""csrc/linear_act.cu on the CPU, against fp64 by the gate's rule: sizes, layouts, activations, orders, and addresses."""
+"""csrc/linear_act.cu on the CPU, against fp64 by the gate's rule: sizes, layouts, activations, orders, addresses."""
 
 from __future__ import annotations
 

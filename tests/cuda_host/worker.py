@@ -28,7 +28,7 @@ def main() -> None:
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     while True:
         try:
-            function, arguments, contents, seed = pickle.load(requests)
+            function, arguments, contents, seed = pickle.load(requests)  # noqa: S301 -- our own parent
         except EOFError:
             return
         blocks = [numpy.frombuffer(content, numpy.uint8).copy() for content in contents]
