@@ -73,9 +73,7 @@ def autocast() -> None:
         gx, gw, gb = torch.autograd.grad(y.float().sum(), (x, w, b))
     assert (y.dtype, gx.dtype, gw.dtype, gb.dtype) == (*(torch.bfloat16,) * 2, *(torch.float32,) * 2)
     g = (y.detach() > 0).float() * 0.8 + 0.2
-    torch.testing.assert_close(
-        gw, g.bfloat16().float().t() @ x.detach().float(), rtol=1e-5, atol=1e-5
-    )  # not rounded to bf16
+    torch.testing.assert_close(gw, g.bfloat16().float().t() @ x.detach().float(), rtol=1e-5, atol=1e-5)
 
 
 def compiled_and_warned() -> None:
