@@ -15,9 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastgan.ops import activation as act
-from fastgan.ops.backend import register
+from fastgan.ops import extension
+from fastgan.ops.backend import by_extension, register
 from fastgan.ops.destination import Owners, memory
 from fastgan.ops.linear_choice import by_library, in_load, room
+from fastgan.ops.linear_extension import gradients
 
 if TYPE_CHECKING:
     from fastgan.kernels.linear import Dropout
@@ -63,7 +65,10 @@ def forward(
     keeps_pre = act.saves_pre_activation(activation, negative_slope)
     if backend == "triton":
         rows = input if input.dim() == 2 else input.reshape(math.prod(input.shape[:-1]), input.shape[-1])
-        output, pre = product(rows, weight, bias, activation, negative_slope, keeps_pre)
+        if by_extension(OP, rows) and not keeps_pre:
+            output, pre = extension.linear_act(rows, weight, bias, activation, negative_slope), None
+        else:
+            output, pre = product(rows, weight, bias, activation, negative_slope, keeps_pre)
         if input.dim() != 2:
             shape = (*input.shape[:-1], weight.shape[0])
             output.resize_(shape)  # a view could not be overwritten by who reads it
@@ -96,6 +101,9 @@ def backward(
     gx = gw = gb = None
     if backend == "triton":
         gb = memory(owners.bias, g.shape[1:], g, owners.lands) if wanted[2] else None
+        if by_extension(OP, g) and not act.saves_pre_activation(activation, negative_slope):
+            gx, gw = gradients(g, x, weight, mask, gb, activation, negative_slope, wanted, owners)
+            return _shaped(gx, grad), gw, gb
         incoming = settled(Incoming(g, mask, activation, negative_slope), weight, x, gb=gb)
         if wanted[0] and weight is not None:
             gx = to_input(incoming, weight)
@@ -109,9 +117,12 @@ def backward(
         gx = g @ weight if wanted[0] and weight is not None else None
         gw = as_owned(g.t() @ x, owners.weight) if wanted[1] and x is not None else None
         gb = as_owned(g.sum(0), owners.bias) if wanted[2] else None
-    if gx is not None and grad.dim() != 2:
-        gx = gx.view(*grad.shape[:-1], gx.shape[-1])
-    return gx, gw, gb
+    return _shaped(gx, grad), gw, gb
+
+
+def _shaped(gx: Tensor | None, grad: Tensor) -> Tensor | None:
+    """Return the gradient of the rows [M, K] as that of the input (..., K)."""
+    return gx if gx is None or grad.dim() == 2 else gx.view(*grad.shape[:-1], gx.shape[-1])
 
 
 def product(
