@@ -117,8 +117,8 @@ __device__ inline void rate_of(const Program& program, int64_t at, int64_t forme
     const double lr = n(N_LR), decay = n(N_DECAY), average = n(N_AVERAGE), warmup = n(N_WARMUP);
     double pace = lr, rest1 = 1 - n(N_BETA1), root = 1, follow = 1 - average;
     if (p.rule == ADAM) {
-        pace = lr / (1 - power(n(N_BETA1), static_cast<unsigned>(steps)));
-        root = sqrt(1 - power(n(N_BETA2), static_cast<unsigned>(steps)));
+        const unsigned made = steps < 1 ? 1 : static_cast<unsigned>(steps);  // 0 where the first is skipped
+        pace = lr / (1 - power(n(N_BETA1), made)), root = sqrt(1 - power(n(N_BETA2), made));
     } else if (p.rule == SGD) {
         rest1 = steps <= 1 ? 1 : 1 - n(N_DAMPENING);
     }

@@ -7,7 +7,6 @@
 constexpr int NONE = -1;
 constexpr int THREADS = 256, WARPS = THREADS / 32;
 constexpr int TILE_ROWS = 64, TILE_COLS = 16, TILE_WIDE = 64, STRIP = 4096;
-constexpr int SMALLEST_GROUP = 1;
 
 enum Op { REAL, LATENT, LINEAR, LOSS, BACK, WEIGHT, RATE, NORM, STEP, TICK, MEND };
 enum Activation { ACT_NONE, ACT_RELU, ACT_LEAKY_RELU, ACT_TANH, ACT_SIGMOID };
@@ -70,7 +69,7 @@ __device__ inline float block_sum(float v, float* room) {
     __syncthreads();
     room[threadIdx.x] = v;
     __syncthreads();
-    for (int half = THREADS / 2; half > 0; half /= 2) {
+    for (unsigned half = THREADS / 2; half > 0; half /= 2) {
         if (threadIdx.x < half) room[threadIdx.x] += room[threadIdx.x + half];
         __syncthreads();
     }

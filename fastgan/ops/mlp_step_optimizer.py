@@ -27,6 +27,7 @@ def rate(param: Param, numbers: Sequence[float], steps: float, formed: int, fact
     lr, decay, eps, beta1, beta2, momentum, dampening, sign, average, warmup, clip = numbers
     pace, rest1, root = lr, 1 - beta1, 1.0
     if RULES[param.rule] == "adam":
+        steps = max(steps, 1)  # 0 where the first is skipped
         pace, root = lr / (1 - beta1**steps), (1 - beta2**steps) ** 0.5
     elif RULES[param.rule] == "sgd":  # the first gradient becomes the momentum as it is
         rest1 = 1.0 if steps <= 1 else 1 - dampening
