@@ -185,7 +185,8 @@ class Interpreter:
         """Gradients: of the weight [cols, depth] = a [rows, cols]^T b [rows, depth], of the bias the sum of a."""
         a, b = self._rows(p.a, p.a_row, p.rows), self._rows(p.b, p.b_row, p.rows)
         self._move(p.weight, a.T @ b, p.moves)
-        self._move(p.bias, a.sum(0) * (0 if p.still else 1), p.moves)
+        to_bias = a.sum(0)
+        self._move(p.bias, torch.zeros_like(to_bias) if p.still else to_bias, p.moves)
 
     def _move(self, at: int, gradient: Tensor, moves: int) -> None:
         """Step a parameter by its gradient, or put that into memory."""

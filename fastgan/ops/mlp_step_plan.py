@@ -421,4 +421,5 @@ class Writer:
             self._put(Op.MEND, a=self._slot(buffer), out=self._slot(kept), cols=buffer.numel())
         moving = {"table": self._slot(recipe.table), "values": self._slot(recipe.values)}
         places = {"sums": self._slot(recipe.sums), "counts": self._slot(recipe.counts), "seen": self._seen}
-        self._put(Op.TICK, rows=recipe.n_critic, finite=int(recipe.finite), **moving, **places)
+        scheduled = 0 if recipe.table is None else len(recipe.table)
+        self._put(Op.TICK, rows=recipe.n_critic, cols=scheduled, finite=int(recipe.finite), **moving, **places)

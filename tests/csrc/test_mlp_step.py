@@ -202,7 +202,7 @@ def test_updates_that_would_spoil_weights_are_skipped(kernels):
 def gradients(kernels, updates):
     """What an iteration of plain descent subtracts: by the kernel, and by autograd in fp64."""
     made = program("sgd", parts=networks("tanh", norms=""), updates=updates)
-    params = [param for param in made.interpreter.params]
+    params = list(made.interpreter.params)
     before = [made.written.slots[param.value].clone() for param in params]
     run(kernels, made)
     found = [(old - made.written.slots[param.value]) / 0.05 for old, param in zip(before, params, strict=True)]

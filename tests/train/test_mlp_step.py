@@ -114,7 +114,7 @@ def alike(one, other, rtol=1e-9, atol=1e-10):
         single = value.dtype == torch.float32 or name.endswith(".ema")  # what an average moves by is told in fp32
         loose = {"rtol": 2e-6, "atol": 1e-6} if single and rtol < 1e-6 else {}
         torch.testing.assert_close(
-            value, theirs[name], **{"rtol": rtol, "atol": atol, **loose}, msg=lambda m: f"{name}: {m}"
+            value, theirs[name], **{"rtol": rtol, "atol": atol, **loose}, msg=lambda told, name=name: f"{name}: {told}"
         )
 
 
