@@ -1,4 +1,4 @@
-"""Runs a phase table with plain PyTorch, phase by phase: what ``csrc/mlp_step.cu`` computes, and the proof of the table.
+"""Runs a phase table with plain PyTorch, phase by phase: what ``csrc/mlp_step.cu`` computes, and proof of the table.
 
 Results are stored in the dtypes of their slots: with activations in bf16 every product's operands are rounded as the
 kernel rounds them; sums are fp32, and fp64 where activations are.

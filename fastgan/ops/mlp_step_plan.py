@@ -188,13 +188,14 @@ class Writer:
             flags = (rule.decoupled, rule.momentum, rule.nesterov, rule.centered)
             gradient = torch.zeros_like(p, requires_grad=False) if side.judged else None
             self._places[p] = len(self._params)
+            first_state, second, third = (self._slot(state) for state in entry.states)
             self._params.append(
                 Param(
-                    self._slot(p.detach()), *(self._slot(state) for state in entry.states), self._slot(entry.step),
-                    self._slot(entry.average), self._slot(entry.shadow), self._slot(gradient), p.numel(),
-                    self._groups + entry.group, form.RULES.index(rule.name),
-                    sum(bit << at for at, bit in enumerate(flags)), self._slot(side.counters),
-                    int(side is self.discriminator), strip,
+                    value=self._slot(p.detach()), first=first_state, second=second, third=third,
+                    step=self._slot(entry.step), average=self._slot(entry.average), shadow=self._slot(entry.shadow),
+                    gradient=self._slot(gradient), size=p.numel(), group=self._groups + entry.group,
+                    rule=form.RULES.index(rule.name), form=sum(bit << at for at, bit in enumerate(flags)),
+                    counters=self._slot(side.counters), side=int(side is self.discriminator), strip=strip,
                 )
             )  # fmt: skip
             strip += -(-p.numel() // form.STRIP)

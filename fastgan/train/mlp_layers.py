@@ -1,4 +1,4 @@
-"""Reading a fully connected network as a list of layers: each a product with the norm, activation and dropout behind."""
+"""Reading a fully connected network as a list of layers: each a product with norm, activation and dropout."""
 
 from __future__ import annotations
 

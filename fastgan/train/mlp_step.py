@@ -59,9 +59,9 @@ def program(step: Step, config: Config, data: Dataset, *, dtype: torch.dtype | N
     if why is not None:
         raise Refused(why)
     players, meter, dials = step.players, step.meter, step.meter.dials
-    sides = [
+    generator, discriminator = (
         _side(getattr(players, side), getattr(players, f"{side}_optimizer")) for side in ("generator", "discriminator")
-    ]
+    )
     recipe = Recipe(
         images=data.images,
         clock=dials.clock,
@@ -84,7 +84,7 @@ def program(step: Step, config: Config, data: Dataset, *, dtype: torch.dtype | N
         serves_both=config.updates == "generator_first" and step.serves_both,
         dtype=dtype or (torch.bfloat16 if step.bf16 else torch.float32),
     )
-    return Program(*sides, recipe)
+    return Program(generator, discriminator, recipe)
 
 
 def _check(step: Step, config: Config, data: Dataset) -> None:

@@ -1,4 +1,4 @@
-"""csrc/mlp_step.cu on the CPU: the kernel against the table's interpreter, from the same state, and against autograd."""
+"""csrc/mlp_step.cu on the CPU: the kernel against the table's interpreter, from the same state; and autograd."""
 
 import pytest
 import torch
@@ -99,7 +99,8 @@ def networks(activation="leaky_relu", widths=(24, 19), norms="g", drop=0.0, firs
     behind = {who: [BatchNorm1dAct(one, momentum=0.3, **how)] if who in norms else [] for who in "gd"}
     own = {who: {"activation": "none"} if who in norms else how for who in "gd"}
     hidden = [LinearAct(5, one, bias=False, **own["g"]), *behind["g"], nn.Linear(one, two)]
-    hidden += [nn.BatchNorm1d(two, eps=0.1, affine=False), nn.Tanh(), LinearAct(two, 6, activation="tanh")]
+    hidden += [nn.BatchNorm1d(two, eps=0.1, affine=False), nn.Tanh(), nn.Dropout(drop)]
+    hidden += [LinearAct(two, 6, activation="tanh")]
     critic = [
         LinearAct(6, one, **own["d"]),
         *behind["d"],
@@ -141,6 +142,7 @@ def check(kernels, make, iterations=1, blocks=3, seed=1, most=1e-3):
     return ours
 
 
+WIDE = {"batch_size": 66, "updates": "generator_first"}
 CASES = {
     "fresh": ("none", "minimax", "sgd", {}, {"updates": "fresh", "n_critic": 2}),
     "shared": ("relu", "non_saturating", "adam", {"norms": "gd"}, {"updates": "shared", "n_critic": 2}),
@@ -150,7 +152,7 @@ CASES = {
     "dropout first": ("tanh", "minimax", "sgd nesterov", {"drop": 0.5, "first": True}, {"latent": "discrete"}),
     "images": ("relu", "hinge", "sgd dampened", {"images": True}, {"data": IMAGES, "flip": True}),
     "guarded": ("leaky_relu", "least_squares", "adam guarded", {}, {"on_nan": "skip", "updates": "generator_first"}),
-    "beyond a tile": ("leaky_relu", "non_saturating", "adam", {"widths": (150, 81)}, {"batch_size": 70}),
+    "beyond a tile": ("leaky_relu", "non_saturating", "adam", {"widths": (264, 20)}, WIDE),
     "two samples": ("sigmoid", "wasserstein", "sgd", {"widths": (1, 3), "norms": "gd"}, {"batch_size": 2}),
 }
 
@@ -177,9 +179,9 @@ def scheduled():
 
 def test_several_iterations_in_a_launch_are_as_many_launches_whatever_the_grid(kernels):
     """Schedules, averages and the guard move on the device; bits do not depend on who computes what, or when."""
-    once = check(kernels, scheduled, iterations=3, blocks=4)
+    once = check(kernels, scheduled, iterations=2, blocks=4)
     apiece = scheduled()
-    for seed in range(3):
+    for seed in range(2):
         run(kernels, apiece, blocks=1, seed=seed)
     for mine, theirs in zip(once.written.slots, apiece.written.slots, strict=True):
         assert torch.equal(mine.nan_to_num(7.0), theirs.nan_to_num(7.0))
