@@ -16,7 +16,7 @@ import torch
 from fastgan import __version__
 from fastgan.cli.output import say
 from fastgan.errors import UserError
-from fastgan.ops import backend
+from fastgan.ops import backend, extension
 
 LIBRARIES = (
     "numpy",
@@ -74,7 +74,11 @@ def _libraries() -> Iterator[tuple[str, str]]:
     for name in LIBRARIES:
         yield name.lower(), _version(name)
     yield "torch.distributed", _distributed()
-    yield "csrc", "no CUDA C++ kernels are part of this version: the backend 'cuda' is absent"
+    why = extension.absent()
+    yield (
+        "csrc",
+        f"absent: {why}" if why else f"{extension.LIBRARY}: {', '.join(extension.OPS)} under the backend 'cuda'",
+    )
 
 
 def _distributed() -> str:

@@ -1,8 +1,9 @@
 """Which implementation an op takes: chosen by name, device and dtype, with the reason in words.
 
-``reference`` is plain PyTorch and the definition of right, ``triton`` our kernels, ``cuda`` the CUDA C++ extension.
-``auto`` takes the kernels on NVIDIA GPUs of compute capability 8.0 or later and the reference everywhere else. A GPU
-that has to go by the reference is told so by one warning for each reason; float64 goes by the reference by design.
+``reference`` is plain PyTorch and the definition of right, ``triton`` our kernels, ``cuda`` the CUDA C++ extension for
+what it has and ``auto`` for the rest, as one warning says. ``auto`` takes the kernels on NVIDIA GPUs of compute
+capability 8.0 or later and the reference everywhere else. A GPU that has to go by the reference is told so by one
+warning for each reason; float64 goes by the reference by design.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from types import TracebackType
 import torch
 
 from fastgan.errors import UserError, unknown
+from fastgan.ops import extension
 from fastgan.ops.registration import known_when_compiled
 
 BACKENDS = ("auto", "reference", "triton", "cuda")
@@ -67,8 +69,8 @@ def backend(name: str) -> _Switch:
             else ``auto``.
 
     Raises:
-        UserError: for an unknown name, and for ``cuda`` while the extension is not built. What a device cannot do is
-            found out when an op is called.
+        UserError: for an unknown name, and for ``cuda`` where the extension is not built, with the reason. What a
+            device cannot do is found out when an op is called.
     """
     return _Switch(_checked(name))
 
@@ -95,6 +97,13 @@ def only_ours() -> bool:
     return _requested == "triton"
 
 
+def by_extension(op: str, rows: torch.Tensor) -> bool:
+    """Whether the op goes by the CUDA C++ extension for a matrix like this one. Costs nothing under other backends."""
+    if _requested != "cuda" or rows.shape[0] > extension.MOST_ROWS:
+        return False
+    return choose(op, rows.device, rows.dtype).backend == "cuda"
+
+
 def explain(device: torch.device, dtype: torch.dtype = torch.float32) -> list[Choice]:
     """Return what each op would take on that device and why; ``backend`` is "none" where a call would raise."""
     choices = []
@@ -115,8 +124,8 @@ def register(op: str) -> str:
 def _checked(name: str) -> str:
     if name not in BACKENDS:
         raise unknown("backend", name, BACKENDS)
-    if name == "cuda":
-        raise UserError("backend 'cuda': the CUDA C++ extension is not part of this build; use 'triton' or 'auto'")
+    if name == "cuda" and (why := extension.absent()) is not None:
+        raise UserError(f"backend 'cuda': there is no CUDA C++ extension: {why}; use 'triton' or 'auto'")
     return name
 
 
@@ -129,6 +138,9 @@ def _decide(requested: str, op: str, device: torch.device, dtype: torch.dtype) -
         if choice.fallback and choice.why not in _warned:
             _warned.add(choice.why)
             warnings.warn(f"fastgan runs plain PyTorch on {device}: {choice.why}", RuntimeWarning, stacklevel=4)
+        elif requested == "cuda" and choice.backend != "cuda" and extension.LACKS not in _warned:
+            _warned.add(extension.LACKS)
+            warnings.warn(f"backend 'cuda': {extension.LACKS}", RuntimeWarning, stacklevel=4)
     return choice
 
 
@@ -138,6 +150,8 @@ def _choice(requested: str, op: str, device: torch.device, dtype: torch.dtype) -
         return Choice(op, dtype, "reference", "it was asked for")
     if dtype not in KERNEL_DTYPES:
         return Choice(op, dtype, "reference", f"{str(dtype).removeprefix('torch.')} goes by the reference")
+    if requested == "cuda":
+        return _by_extension(op, device, dtype)
     if device.type == "cuda" and torch.cuda.is_available():
         return _on_gpu(requested, op, device, dtype)
     if device.type in ("cuda", "meta"):  # a tensor of shapes only
@@ -150,6 +164,15 @@ def _choice(requested: str, op: str, device: torch.device, dtype: torch.dtype) -
     if dtype == torch.bfloat16:
         return Choice(op, dtype, "reference", "Triton's interpreter gets bfloat16 wrong")
     return Choice(op, dtype, "triton", "the kernels are interpreted on the CPU (TRITON_INTERPRET)")
+
+
+def _by_extension(op: str, device: torch.device, dtype: torch.dtype) -> Choice:
+    rest = _choice("auto", op, device, dtype)
+    if rest.fallback or not extension.runs_on(device):  # an older GPU, or no GPU
+        return rest
+    if extension.has(op, dtype):
+        return Choice(op, dtype, "cuda", f"the CUDA C++ extension was asked for: {extension.LIBRARY}")
+    return Choice(op, dtype, rest.backend, f"the CUDA C++ extension lacks it; {rest.why}")
 
 
 def _on_gpu(requested: str, op: str, device: torch.device, dtype: torch.dtype) -> Choice:

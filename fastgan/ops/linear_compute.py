@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastgan.ops import activation as act
-from fastgan.ops.backend import register
+from fastgan.ops import extension
+from fastgan.ops.backend import by_extension, register
 from fastgan.ops.destination import Owners, memory
 from fastgan.ops.linear_choice import by_library, in_load, room
 
@@ -63,7 +64,10 @@ def forward(
     keeps_pre = act.saves_pre_activation(activation, negative_slope)
     if backend == "triton":
         rows = input if input.dim() == 2 else input.reshape(math.prod(input.shape[:-1]), input.shape[-1])
-        output, pre = product(rows, weight, bias, activation, negative_slope, keeps_pre)
+        if by_extension(OP, rows) and not keeps_pre:
+            output, pre = extension.linear_act(rows, weight, bias, activation, negative_slope), None
+        else:
+            output, pre = product(rows, weight, bias, activation, negative_slope, keeps_pre)
         if input.dim() != 2:
             shape = (*input.shape[:-1], weight.shape[0])
             output, pre = output.view(shape), None if pre is None else pre.view(shape)
@@ -95,6 +99,9 @@ def backward(
     gx = gw = gb = None
     if backend == "triton":
         gb = memory(owners.bias, g.shape[1:], g, owners.lands) if wanted[2] else None
+        if by_extension(OP, g) and not act.saves_pre_activation(activation, negative_slope):
+            gx, gw = _by_extension(g, x, weight, mask, gb, activation, negative_slope, wanted, owners)
+            return _shaped(gx, grad), gw, gb
         incoming = settled(Incoming(g, mask, activation, negative_slope), weight, x, gb=gb)
         if wanted[0] and weight is not None:
             gx = to_input(incoming, weight)
@@ -108,9 +115,35 @@ def backward(
         gx = g @ weight if wanted[0] and weight is not None else None
         gw = as_owned(g.t() @ x, owners.weight) if wanted[1] and x is not None else None
         gb = as_owned(g.sum(0), owners.bias) if wanted[2] else None
-    if gx is not None and grad.dim() != 2:
-        gx = gx.view(*grad.shape[:-1], gx.shape[-1])
-    return gx, gw, gb
+    return _shaped(gx, grad), gw, gb
+
+
+def _shaped(gx: Tensor | None, grad: Tensor) -> Tensor | None:
+    """Return the gradient of the rows [M, K] as that of the input (..., K)."""
+    return gx if gx is None or grad.dim() == 2 else gx.view(*grad.shape[:-1], gx.shape[-1])
+
+
+def _by_extension(
+    g: Tensor,
+    x: Tensor | None,
+    weight: Tensor | None,
+    mask: Tensor | None,
+    gb: Tensor | None,
+    activation: str,
+    slope: float,
+    wanted: Sequence[bool],
+    owners: Owners,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return the gradients of input and weight by one launch, which writes the bias's too where it has a weight's."""
+    x, w = x if wanted[1] else None, weight if wanted[0] else None
+    gw = None if x is None else memory(owners.weight, (g.shape[1], x.shape[1]), g, owners.lands)
+    beside = None if x is None else gb
+    if gb is not None and beside is None:
+        summed(act.times_derivative(g, mask, activation, slope), gb)
+    if x is None and w is None:
+        return None, None
+    gx = extension.linear_act_backward(g, mask, x, w, gw, beside, activation, slope)
+    return gx if w is not None else None, gw
 
 
 def product(

@@ -45,21 +45,21 @@ def test_a_missing_barrier_changes_the_result(probes: Any) -> None:
     [
         (
             2,
-            r"(?s)not all threads reach.*have returned: 64 threads, the first is 64.*wait at .*probes.cu:21: 64 threads",
+            r"(?s)not all threads reach.*returned: 64 threads, the first is 64.*wait at .*probes.cu:21: 64 threads",
         ),
         (3, r"(?s)different barriers.*probes.cu:23.*probes.cu:25"),
         (4, r"index 128 out of bounds|heap-buffer-overflow"),
     ],
 )
 def test_a_fault_is_reported_with_its_lines(probes: Any, cuda_host: ModuleType, fault: int, says: str) -> None:
-    with pytest.raises(cuda_host.HostFault, match=says):
+    with pytest.raises(cuda_host.HostError, match=says):
         tree_sum(probes, fault, 0)
     torch.testing.assert_close(*tree_sum(probes, 0, 0))  # the next call has a process again
 
 
 def test_a_step_beside_global_memory_is_seen(probes: Any, cuda_host: ModuleType) -> None:
     x, short = torch.randn(3, THREADS), torch.empty(2)
-    with pytest.raises(cuda_host.HostFault, match="heap-buffer-overflow"):
+    with pytest.raises(cuda_host.HostError, match="heap-buffer-overflow"):
         probes.call("probe_tree_sum", x, short, 3, 0)
 
 
@@ -135,7 +135,7 @@ def test_the_grid_barrier(probes: Any, cuda_host: ModuleType) -> None:
     values = torch.arange(5, dtype=torch.int32) * 100
     probes.call("probe_ring", values, word, 5, 7, 1, seed=2)
     assert values.tolist() != [307, 407, 7, 107, 207], "without its barriers the ring is another one"
-    with pytest.raises(cuda_host.HostFault, match=r"(?s)never written.*poll at .*grid.cuh.*1 threads"):
+    with pytest.raises(cuda_host.HostError, match=r"(?s)never written.*poll at .*grid.cuh.*1 threads"):
         probes.call("probe_ring", values, word, 5, 7, 2, seed=2)
 
 

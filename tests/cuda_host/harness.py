@@ -3,8 +3,8 @@
     kernels = build("linear_act.cu")
     status = kernels.call("fastgan_linear_act_forward", x, weight, None, y, rows, 0.2, seed=3)
 
-Tensors are passed as addresses and changed in place, whatever their strides; ints as int64_t, floats as float, None as a
-null pointer. HostFault carries what the shim, AddressSanitizer or UndefinedBehaviorSanitizer had to say.
+Tensors are passed as addresses and changed in place, whatever their strides; ints as int64_t, floats as float, None as
+a null pointer. HostError carries what the shim, AddressSanitizer or UndefinedBehaviorSanitizer had to say.
 """
 
 from __future__ import annotations
@@ -31,17 +31,36 @@ FLAGS += ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", f"-I{HERE
 SECONDS = 120  # that one call may take
 
 
-class HostFault(AssertionError):
+class HostError(AssertionError):
     """A kernel did what a GPU would not have forgiven, or its process ended otherwise."""
 
 
 def build(*sources: str | Path) -> Kernels:
     """Compile .cu files, named from csrc/ or by a path, with the shim; the same content is compiled once."""
     paths = [(ROOT / "csrc" / source).resolve() for source in sources]
-    compiler = shutil.which("g++")
-    if compiler is None or _sanitizer(compiler) is None:
-        pytest.skip("the CUDA C++ kernels run on the CPU by g++ and its libasan, which are not here")
-    return Kernels(_link([_object(compiler, path) for path in (HERE / "cuda_host.cpp", *paths)], compiler))
+    compiler, flags = _compiler(), [*FLAGS]
+    return Kernels(
+        _link([_object(compiler, path, flags) for path in (HERE / "cuda_host.cpp", *paths)], compiler, flags)
+    )
+
+
+def build_extension() -> Path:
+    """Build the whole extension for the host, without sanitizers: its ops then run on tensors of the CPU."""
+    torch_home = Path(torch.__file__).parent
+    flags = [
+        "-std=c++20",
+        "-O1",
+        "-g0",
+        "-fPIC",
+        f"-I{HERE}",
+        f"-I{ROOT / 'csrc'}",
+        f"-isystem{torch_home / 'include'}",
+    ]
+    flags += ["-DTORCH_TARGET_VERSION=0x020b000000000000", "-DFASTGAN_KEY=CPU", "-DFASTGAN_HOST"]
+    compiler = _compiler()
+    sources = [HERE / "cuda_host.cpp", *sorted((ROOT / "csrc").glob("*.c*"))]
+    objects = [_object(compiler, path, flags) for path in sources if path.suffix != ".cuh"]
+    return _link(objects, compiler, [f"-L{torch_home / 'lib'}", "-ltorch", "-ltorch_cpu"])
 
 
 class Kernels:
@@ -91,7 +110,7 @@ class Kernels:
             self.close()
             self._said.seek(0)
             said = self._said.read().decode(errors="replace")
-            raise HostFault(f"the kernel's process ended with {code}\n{said}") from None
+            raise HostError(f"the kernel's process ended with {code}\n{said}") from None
         finally:
             watch.cancel()
 
@@ -106,6 +125,13 @@ class Kernels:
         )
 
 
+def _compiler() -> str:
+    compiler = shutil.which("g++")
+    if compiler is None or _sanitizer(compiler) is None:
+        pytest.skip("the CUDA C++ kernels run on the CPU by g++ and its libasan, which are not here")
+    return compiler
+
+
 @functools.cache
 def _sanitizer(compiler: str) -> Path | None:
     found = subprocess.run([compiler, "-print-file-name=libasan.so"], capture_output=True, text=True, check=False)
@@ -113,17 +139,17 @@ def _sanitizer(compiler: str) -> Path | None:
     return path if path.is_absolute() else None
 
 
-def _object(compiler: str, source: Path) -> Path:
+def _object(compiler: str, source: Path, flags: list[str]) -> Path:
     """Compile one file, unless what it says after the preprocessor was compiled before."""
-    flags = [*FLAGS, "-x", "c++"]
-    text = _run([compiler, *flags, "-E", str(source)])
-    place = KEPT / f"{source.stem}-{hashlib.sha256(repr(flags).encode() + text).hexdigest()[:16]}.o"
-    return _made(place, [compiler, *flags, "-c", str(source)])
+    command = [compiler, *flags, "-x", "c++", str(source)]
+    text = _run([*command, "-E"])
+    name = hashlib.sha256(repr(flags).encode() + text).hexdigest()[:16]
+    return _made(KEPT / f"{source.stem}-{name}.o", [*command, "-c"])
 
 
-def _link(objects: list[Path], compiler: str) -> Path:
+def _link(objects: list[Path], compiler: str, flags: list[str]) -> Path:
     name = hashlib.sha256(repr([path.name for path in objects]).encode()).hexdigest()[:16]
-    return _made(KEPT / f"{name}.so", [compiler, *FLAGS, "-shared", *map(str, objects)])
+    return _made(KEPT / f"{name}.so", [compiler, "-shared", *map(str, objects), *flags])
 
 
 def _made(place: Path, command: list[str]) -> Path:

@@ -1,7 +1,7 @@
 """Runs launchers of one library: the process that the sanitizers live in, and that ends where they find something.
 
-Reads pickled (function, arguments, seed) from its input: an argument is an int (int64), a float (fp32), None (a null
-pointer), or ("memory", which, offset) for a place in the blocks of bytes that come along. Answers with what the function
+Reads pickled (function, arguments, blocks, seed) from its input: an argument is an int (int64), a float (fp32), None (a
+null pointer), or ("memory", which, offset) for a place in one of the blocks of bytes. Answers with what the function
 returned and the blocks as they are then. The blocks are the heap's, so that a step beside one of them is seen.
 """
 
@@ -28,7 +28,7 @@ def main() -> None:
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     while True:
         try:
-            function, arguments, contents, seed = pickle.load(requests)
+            function, arguments, contents, seed = pickle.load(requests)  # noqa: S301 -- our own parent
         except EOFError:
             return
         blocks = [numpy.frombuffer(content, numpy.uint8).copy() for content in contents]
