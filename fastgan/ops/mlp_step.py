@@ -3,9 +3,28 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from typing import NamedTuple
 
+import torch
+from torch import Tensor
+
+from fastgan.ops.mlp_step_form import RATES, Param, Phase, bits
 from fastgan.ops.mlp_step_interpreter import Interpreter
 from fastgan.ops.mlp_step_plan import Recipe, Side, Writer
+from fastgan.ops.optimizer_step import Number
+
+
+class Operands(NamedTuple):
+    """What ``fastgan_mlp_step`` of csrc/mlp_step.cu is given, in its order, between the tables and the grid."""
+
+    table: Tensor
+    parameters: Tensor
+    slots: Tensor  # addresses
+    numbers: Tensor  # (groups, 11, 2): fp64 bits, or the address of an fp32 scalar
+    rates: Tensor  # room
+    widths: tuple[int, int]  # of the tables' rows
+    panel_rows: int
 
 
 class Program:
@@ -38,3 +57,29 @@ class Program:
     def run(self, iterations: int = 1, order: random.Random | None = None) -> None:
         """Perform iterations by plain PyTorch. ``order`` shuffles what may run side by side."""
         self.interpreter.run(iterations, order)
+
+    def operands(self, address: Callable[[Tensor], int] = Tensor.data_ptr) -> Operands:
+        """Return what the kernel is launched with; numbers that lie on the host are read now.
+
+        Args:
+            address: of a tensor on the table's device; 0 where a scalar has none, which is then read now too.
+        """
+        written = self.written
+        device = written.table.device
+
+        def number(value: Number) -> tuple[int, int]:
+            if isinstance(value, Tensor) and value.device == device and (place := address(value)):
+                assert value.dtype == torch.float32
+                return 0, place
+            return bits(float(value)), 0
+
+        numbers = [[number(value) for value in group] for group in written.numbers()]
+        return Operands(
+            written.table,
+            written.parameters,
+            torch.tensor([address(slot) for slot in written.slots], device=device),
+            torch.tensor(numbers, dtype=torch.int64, device=device),
+            torch.full((len(written.parameters), RATES), float("nan"), device=device),
+            (len(Phase._fields), len(Param._fields)),
+            max(phase.group for phase in self.interpreter.phases),
+        )

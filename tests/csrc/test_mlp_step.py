@@ -6,8 +6,7 @@ from torch import nn
 
 import fastgan
 from fastgan.nn import BatchNorm1dAct, LinearAct
-from fastgan.ops.mlp_step_form import Param, Phase, bits
-from fastgan.ops.mlp_step_optimizer import RATES
+from fastgan.ops.mlp_step_form import Param, Phase
 from fastgan.train import mlp_step
 from fastgan.train.capture import strict
 
@@ -44,31 +43,24 @@ class Arena:
                 piece.fill_(0xFF)
         assert bool((self.memory == 0xFF).all())
 
-    def number(self, value):
-        """A number as the kernel reads it: its bits, or where among the slots it stands."""
-        if isinstance(value, torch.Tensor):
-            for slot, at in zip(self.slots, self.offsets, strict=True):
-                if slot.data_ptr() <= value.data_ptr() < slot.data_ptr() + slot.nbytes:
-                    return 0, at + value.data_ptr() - slot.data_ptr()
-        return bits(float(value)), 0
+    def address(self, tensor):
+        """Where it stands among the slots; 0 where it does not."""
+        for slot, at in zip(self.slots, self.offsets, strict=True):
+            if slot.data_ptr() <= tensor.data_ptr() < slot.data_ptr() + max(1, slot.nbytes):
+                return at + tensor.data_ptr() - slot.data_ptr()
+        return 0
 
 
 def run(kernels, program, iterations=1, blocks=2, seed=0, change=None):
     """Perform iterations by the kernel, in place. ``change`` may plant something in the table."""
-    written = program.written
-    arena = Arena(written.slots)
-    numbers = torch.tensor([[arena.number(n) for n in group] for group in written.numbers()], dtype=torch.int64)
-    table = written.table.clone()
+    arena = Arena(program.written.slots)
+    table, *more, widths, panel = program.operands(arena.address)
+    table = table.clone()
     if change:
         change(table)
-    rates = torch.full((len(written.parameters), RATES), float("nan"))
     barrier = torch.zeros(1, dtype=torch.int32)
-    group = max(phase.group for phase in program.interpreter.phases)
-    status = kernels.call(
-        "fastgan_mlp_step", table, written.parameters, torch.tensor(arena.offsets), numbers, rates, arena.memory,
-        barrier, len(table), len(Phase._fields), len(Param._fields), group, blocks, iterations, None, seed=seed,
-    )  # fmt: skip
-    assert status == 0
+    grid = (len(table), *widths, panel, blocks, iterations, None)
+    assert kernels.call("fastgan_mlp_step", table, *more, arena.memory, barrier, *grid, seed=seed) == 0
     arena.take_back()
 
 
