@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import NamedTuple
 
@@ -95,9 +96,9 @@ def of_preset(name: str, batch: int | None = None) -> Program:
         data = torch.randn(4096, 2).clamp(-1, 1)
     else:
         data = torch.randint(256, (4096, *shape), dtype=torch.uint8)
-    keys = {} if batch is None else {"batch_size": batch}
+    config = replace(config, precision="bf16", device="cpu", batch_size=batch or config.batch_size)
     with strict():
-        trainer = fastgan.Trainer(name, data=data, device="cpu", precision="bf16", **keys)
+        trainer = fastgan.Trainer(config, data=data)
     return mlp_step.program(trainer._iterate, trainer.config, trainer.data)
 
 
@@ -119,8 +120,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tiles, total = sum(own.tiles for own in found), sum(own.microseconds for own in found)
     work, moved = sum(own.flops for own in found) / 1e9, sum(own.bytes for own in found) / 1e6
     print(
-        f"{given.preset}: {len(found)} stages, {tiles} tiles, {work:.2f} GFLOP, {moved:.0f} MB through L2; expected on an"
-        f" H200, not measured: {total:.0f} us an iteration, {BARRIER * len(found):.0f} of it barriers"
+        f"{given.preset}: {len(found)} stages, {tiles} tiles, {work:.2f} GFLOP, {moved:.0f} MB through L2; expected on"
+        f" an H200, not measured: {total:.0f} us an iteration, {BARRIER * len(found):.0f} of it barriers"
     )
     return 0
 

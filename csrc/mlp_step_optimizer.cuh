@@ -189,7 +189,7 @@ __device__ inline void step_tile(const Program& program, const Phase& p, int str
         float g[4];
         for (int j = 0; j < 4; ++j) {
             const int64_t place = begin + i + j * THREADS;
-            places[j] = i + j * THREADS < STRIP && place < param.size ? place : NONE;
+            places[j] = i + j * THREADS < STRIP && place < param.size ? place : NOWHERE;
             g[j] = places[j] < 0 ? 0 : load_fresh(moved.gradient + place);
         }
         moved.move(places, g);

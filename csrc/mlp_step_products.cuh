@@ -6,6 +6,7 @@
 // Operands come through shared memory in two turns: while one is multiplied, the next is on its way.
 #pragma once
 
+#include "activation.cuh"
 #include "matrix.cuh"
 #include "mlp_step_optimizer.cuh"
 #include "mlp_step_table.cuh"
@@ -98,23 +99,6 @@ __device__ void product(const Room& room, float* panel, const bf16* a, int64_t r
     }
 }
 
-__device__ inline float activate(float v, int64_t how, float slope) {
-    if (how == ACT_RELU) return v < 0 ? 0 : v;
-    if (how == ACT_LEAKY_RELU) return v > 0 ? v : v * slope;
-    if (how == ACT_TANH) return tanhf(v);
-    if (how == ACT_SIGMOID) return 1 / (1 + expf(-v));
-    return v;
-}
-
-// phi' from phi's own value.
-__device__ inline float derivative(float y, int64_t how, float slope) {
-    if (how == ACT_RELU) return y > 0 ? 1.0f : 0.0f;
-    if (how == ACT_LEAKY_RELU) return y > 0 ? 1.0f : slope;
-    if (how == ACT_TANH) return 1 - y * y;
-    if (how == ACT_SIGMOID) return y * (1 - y);
-    return 1;
-}
-
 // Whether an element of a layer's pass stays.
 __device__ inline bool stays(const Program& program, const Phase& p, int64_t row, int64_t col) {
     const int64_t clock = load_fresh(program.at<long long>(p.clock)), at = row * p.cols + col;
@@ -153,7 +137,7 @@ __device__ inline float column_sum(float v, float* room) {
 __device__ inline void linear_out(const Program& program, const Phase& p, int64_t row, int64_t col, float v) {
     const bool stay = p.drop == 0 || stays(program, p, row, col);
     if (p.drop && p.drop_first) v = stay ? v * real(p.kept) : 0;
-    v = activate(v, p.activation, real(p.slope));
+    v = activate(v, static_cast<int>(p.activation), real(p.slope));
     if (p.drop && !p.drop_first) v = stay ? v * real(p.kept) : 0;
     const int64_t group = row / p.group, to = p.out_row + group * p.out_step + row % p.group;
     program.at<bf16>(p.out)[to * p.cols + col] = from_float<bf16>(v);
@@ -230,7 +214,7 @@ __device__ inline float through(const Program& program, const Phase& p, int64_t 
         v = stays(program, p, p.raw_row + row, col) ? v * kept : 0;
         if (!p.drop_first && kept != 0) saved /= kept;
     }
-    return v * derivative(saved, p.activation, real(p.slope));
+    return times_derivative(v, saved, static_cast<int>(p.activation), real(p.slope));
 }
 
 __device__ inline void back_tile(const Program& program, const Phase& p, int tile, const Room& room) {
@@ -278,7 +262,7 @@ __device__ inline void back_tile(const Program& program, const Phase& p, int til
         __syncthreads();
     }
     if (p.moves && threadIdx.x < TILE_COLS) {
-        const int64_t at[1] = {mine ? col : NONE};
+        const int64_t at[1] = {mine ? col : NOWHERE};
         if (p.gamma >= 0) Moved(program, p.gamma, p.moves).move<1>(at, {to_gamma});
         if (p.beta >= 0) Moved(program, p.beta, p.moves).move<1>(at, {to_beta});
     }
@@ -335,7 +319,7 @@ __device__ inline void weight_tile(const Program& program, const Phase& p, int t
                 sum[j][i];
     __syncthreads();
     if (p.bias >= 0 && k == 0 && threadIdx.x < TILE_WIDE) {
-        const int64_t at[1] = {n + threadIdx.x < p.cols ? n + static_cast<int64_t>(threadIdx.x) : NONE};
+        const int64_t at[1] = {n + threadIdx.x < p.cols ? n + static_cast<int64_t>(threadIdx.x) : NOWHERE};
         Moved(program, p.bias, p.moves).move<1>(at, {p.still ? 0.0f : bias});
     }
     const Moved moved(program, p.weight, p.moves);
@@ -347,7 +331,7 @@ __device__ inline void weight_tile(const Program& program, const Phase& p, int t
         for (int i = 0; i < AT_ONCE; ++i) {
             const int e = begin + i * THREADS + threadIdx.x;
             const int64_t row = n + e / TILE_WIDE, col = k + e % TILE_WIDE;
-            places[i] = row < p.cols && col < p.depth ? row * p.depth + col : NONE;
+            places[i] = row < p.cols && col < p.depth ? row * p.depth + col : NOWHERE;
             g[i] = room.panel[e];
         }
         moved.move(places, g);

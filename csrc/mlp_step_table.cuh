@@ -4,12 +4,11 @@
 #include "grid.cuh"
 #include "platform.cuh"
 
-constexpr int NONE = -1;
+constexpr int NOWHERE = -1;
 constexpr int THREADS = 256, WARPS = THREADS / 32;
 constexpr int TILE_ROWS = 64, TILE_COLS = 16, TILE_WIDE = 64, STRIP = 4096;
 
 enum Op { REAL, LATENT, LINEAR, LOSS, BACK, WEIGHT, RATE, NORM, STEP, TICK, MEND };
-enum Activation { ACT_NONE, ACT_RELU, ACT_LEAKY_RELU, ACT_TANH, ACT_SIGMOID };
 enum Term { CROSS_ENTROPY, LEAST_SQUARES, HINGE, TERM_LINEAR };
 enum Rule { ADAM, RMSPROP, SGD };
 enum Form { DECOUPLED = 1, MOMENTUM = 2, NESTEROV = 4, CENTERED = 8 };

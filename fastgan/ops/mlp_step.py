@@ -11,7 +11,8 @@ from torch import Tensor
 
 from fastgan.ops.mlp_step_form import RATES, Param, Phase, bits
 from fastgan.ops.mlp_step_interpreter import Interpreter
-from fastgan.ops.mlp_step_plan import Recipe, Side, Writer
+from fastgan.ops.mlp_step_plan import Writer
+from fastgan.ops.mlp_step_recipe import Recipe, Side
 from fastgan.ops.optimizer_step import Number
 
 

@@ -13,84 +13,8 @@ from fastgan.ops import dropout, streams
 from fastgan.ops import mlp_step_form as form
 from fastgan.ops.gan_loss_formulas import RECIPES
 from fastgan.ops.mlp_step_form import NONE, Op, Param, Phase, bits
-from fastgan.ops.optimizer_step import Number, Rule
-from fastgan.ops.optimizer_table import Entry
-
-
-@dataclass(frozen=True)
-class Norm:
-    """A batch norm in training; scale and shift, and the running statistics, may be missing."""
-
-    gamma: Tensor | None
-    beta: Tensor | None
-    mean: Tensor | None
-    var: Tensor | None
-    batches: Tensor | None
-    momentum: float
-    eps: float
-
-
-@dataclass(frozen=True)
-class Layer:
-    """dropout(activation(norm(linear))), or the dropout in front of the activation."""
-
-    weight: Tensor
-    bias: Tensor | None
-    activation: str = "none"
-    negative_slope: float = 0.0
-    norm: Norm | None = None
-    dropout: float = 0.0
-    dropout_first: bool = False
-
-    @property
-    def parameters(self) -> tuple[Tensor | None, ...]:
-        """Weight, bias, and the norm's scale and shift."""
-        norm = self.norm
-        return (self.weight, self.bias, norm.gamma if norm else None, norm.beta if norm else None)
-
-
-@dataclass(frozen=True)
-class Side:
-    """A player: its layers, its parameters' entries, its optimiser."""
-
-    layers: Sequence[Layer]
-    entries: Sequence[Entry]
-    rules: Sequence[Rule]  # by group
-    numbers: Callable[[], Sequence[Sequence[Number]]]  # by group, eleven each
-    counters: Tensor  # skipped steps, averages formed
-    max_norm: float | None = None
-    guards: bool = False
-
-    @property
-    def judged(self) -> bool:
-        """Whether no step is made before all gradients are there."""
-        return self.guards or self.max_norm is not None
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How an iteration goes."""
-
-    images: Tensor  # (n, ...), uint8 or fp32
-    clock: Tensor
-    objective: str
-    updates: str
-    n_critic: int
-    batch_size: int
-    z_dim: int
-    seed: int
-    latent_seed: int
-    latent: str = "normal"
-    flip: bool = False
-    critic: bool = False
-    finite: bool = False  # what is seen and not finite is left out of sums
-    table: Tensor | None = None
-    values: Tensor | None = None
-    sums: Tensor | None = None
-    counts: Tensor | None = None
-    mended: Sequence[tuple[Tensor, Tensor]] = ()
-    serves_both: bool = False  # one pass through the discriminator, of updates "generator_first"
-    dtype: torch.dtype = torch.float32  # of activations and operands
+from fastgan.ops.mlp_step_recipe import Layer, Recipe, Side
+from fastgan.ops.optimizer_step import Number
 
 
 class Written(NamedTuple):
@@ -138,7 +62,7 @@ class Writer:
         for side in (generator, discriminator):
             self._enrol(side)
         B, k = recipe.batch_size, recipe.n_critic
-        self._passes = {"fresh": k + 1, "shared": k, "generator_first": 1}[recipe.updates]
+        self._passes = {"fresh": k + 1, "shared": k, "generator_first": 1}[recipe.updates]  # through the generator
         rows = self._passes * B
         self._z, self._x = self._room(rows, recipe.z_dim), self._room(2 * rows, generator.layers[-1].weight.shape[0])
         self._g = self._pass(generator, rows, B)
@@ -149,9 +73,10 @@ class Writer:
         """Return the table of one iteration."""
         self._draw()
         self._generate()
-        {"fresh": self._critic_first, "shared": self._critic_first, "generator_first": self._generator_first}[
-            self.recipe.updates
-        ]()
+        if self.recipe.updates == "generator_first":
+            self._generator_first()
+        else:
+            self._critic_first()
         self._end()
         rows = [row._replace(sites=self._drops) if row.drop else row for row in form.staged(self._rows)]
         sides = self.generator, self.discriminator
@@ -205,13 +130,10 @@ class Writer:
 
     def _pass(self, side: Side, rows: int, back: int, groups: int = 1) -> Pass:
         made = Pass(rows, back)
-        last = len(side.layers) - 1
         for at, layer in enumerate(side.layers):
             width = len(layer.weight)
-            if side is self.generator and at == last:
-                made.outs.append(self._x)
-            else:
-                made.outs.append(self._room(rows, width))
+            ends = side is self.generator and at == len(side.layers) - 1
+            made.outs.append(self._x if ends else self._room(rows, width))
             made.raws.append(self._room(rows, width) if layer.norm else NONE)
             norms = self._passes if side is self.generator else groups
             made.stats.append(self._room(norms * 2, width, self._wide) if layer.norm else NONE)
@@ -376,9 +298,9 @@ class Writer:
             self._put(Op.STEP, tiles=strips, first=first, last=last, moves=1)
 
     def _critic_first(self) -> None:
-        B, k = self.recipe.batch_size, self.recipe.n_critic
+        B = self.recipe.batch_size
         own = self._pass(self.discriminator, 2 * B, 2 * B, 2)
-        for at in range(k):
+        for at in range(self.recipe.n_critic):
             self._move_discriminator(own, at)
         self._move_generator(2 * B * (self._passes - 1) + B)
 

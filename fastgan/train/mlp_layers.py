@@ -11,7 +11,7 @@ from torch import nn
 from fastgan.models.mlp import MLPDiscriminator, MLPGenerator
 from fastgan.nn import BatchNorm1dAct, Chain, LinearAct
 from fastgan.nn.chain_members import ACTIVATIONS, plain
-from fastgan.ops.mlp_step_plan import Layer, Norm
+from fastgan.ops.mlp_step_recipe import Layer, Norm
 
 WIDEST = 2048
 COMPOSED = (nn.Sequential, Chain, MLPGenerator, MLPDiscriminator)

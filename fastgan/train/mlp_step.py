@@ -13,7 +13,7 @@ from fastgan.data import Dataset
 from fastgan.objectives import OBJECTIVES
 from fastgan.ops.gan_loss_formulas import RECIPES
 from fastgan.ops.mlp_step import Program
-from fastgan.ops.mlp_step_plan import Recipe, Side
+from fastgan.ops.mlp_step_recipe import Recipe, Side
 from fastgan.ops.optimizer_step import Number, Rule
 from fastgan.optim.entries import entry
 from fastgan.optim.one_launch import OneLaunch

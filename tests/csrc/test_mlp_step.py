@@ -136,7 +136,7 @@ def check(kernels, make, iterations=1, blocks=3, seed=1, most=1e-3):
 
 WIDE = {"batch_size": 66, "updates": "generator_first"}
 CASES = {
-    "fresh": ("none", "minimax", "sgd", {}, {"updates": "fresh", "n_critic": 2}),
+    "fresh": ("none", "minimax", "sgd", {}, {"updates": "fresh"}),
     "shared": ("relu", "non_saturating", "adam", {"norms": "gd"}, {"updates": "shared", "n_critic": 2}),
     "one pass for both": ("leaky_relu", "wasserstein", "rmsprop", {}, {"updates": "generator_first"}),
     "a pass for each": ("tanh", "least_squares", "rmsprop whole", {"norms": "d"}, {"updates": "generator_first"}),
