@@ -18,12 +18,12 @@ from typing import NamedTuple
 
 import torch
 
-import fastgan
 from fastgan.ops.mlp_step import Program
 from fastgan.ops.mlp_step_form import COLS, ROWS, STRIP, WIDE, Op, Param, Phase
 from fastgan.presets import preset
 from fastgan.train import mlp_step
 from fastgan.train.capture import strict
+from fastgan.train.trainer import Trainer
 
 BLOCKS = 132  # one to an SM of an H200
 BARRIER = 1.3  # us, of the whole grid
@@ -98,7 +98,7 @@ def of_preset(name: str, batch: int | None = None) -> Program:
         data = torch.randint(256, (4096, *shape), dtype=torch.uint8)
     config = replace(config, precision="bf16", device="cpu", batch_size=batch or config.batch_size)
     with strict():
-        trainer = fastgan.Trainer(config, data=data)
+        trainer = Trainer(config, data=data)
     return mlp_step.program(trainer._iterate, trainer.config, trainer.data)
 
 
