@@ -143,9 +143,7 @@ def build_or_say(out: Path, how: str | None = None, jobs: int = 0) -> bool:
         build(out, jobs)
     except AbsentError as why:
         if how == "1":
-            raise SystemExit(
-                f"fastgan: the CUDA C++ extension is asked for (FASTGAN_BUILD_CUDA=1), but {why}"
-            ) from None
+            raise SystemExit(f"fastgan: FASTGAN_BUILD_CUDA=1 asks for the CUDA C++ extension, but {why}") from None
         out.mkdir(parents=True, exist_ok=True)
         (out / LIBRARY).unlink(missing_ok=True)
         (out / ABSENT).write_text(f"{why}\n", encoding="utf-8")

@@ -19,6 +19,7 @@ from fastgan.ops import extension
 from fastgan.ops.backend import by_extension, register
 from fastgan.ops.destination import Owners, memory
 from fastgan.ops.linear_choice import by_library, in_load, room
+from fastgan.ops.linear_extension import gradients
 
 if TYPE_CHECKING:
     from fastgan.kernels.linear import Dropout
@@ -100,7 +101,7 @@ def backward(
     if backend == "triton":
         gb = memory(owners.bias, g.shape[1:], g, owners.lands) if wanted[2] else None
         if by_extension(OP, g) and not act.saves_pre_activation(activation, negative_slope):
-            gx, gw = _by_extension(g, x, weight, mask, gb, activation, negative_slope, wanted, owners)
+            gx, gw = gradients(g, x, weight, mask, gb, activation, negative_slope, wanted, owners)
             return _shaped(gx, grad), gw, gb
         incoming = settled(Incoming(g, mask, activation, negative_slope), weight, x, gb=gb)
         if wanted[0] and weight is not None:
@@ -121,29 +122,6 @@ def backward(
 def _shaped(gx: Tensor | None, grad: Tensor) -> Tensor | None:
     """Return the gradient of the rows [M, K] as that of the input (..., K)."""
     return gx if gx is None or grad.dim() == 2 else gx.view(*grad.shape[:-1], gx.shape[-1])
-
-
-def _by_extension(
-    g: Tensor,
-    x: Tensor | None,
-    weight: Tensor | None,
-    mask: Tensor | None,
-    gb: Tensor | None,
-    activation: str,
-    slope: float,
-    wanted: Sequence[bool],
-    owners: Owners,
-) -> tuple[Tensor | None, Tensor | None]:
-    """Return the gradients of input and weight by one launch, which writes the bias's too where it has a weight's."""
-    x, w = x if wanted[1] else None, weight if wanted[0] else None
-    gw = None if x is None else memory(owners.weight, (g.shape[1], x.shape[1]), g, owners.lands)
-    beside = None if x is None else gb
-    if gb is not None and beside is None:
-        summed(act.times_derivative(g, mask, activation, slope), gb)
-    if x is None and w is None:
-        return None, None
-    gx = extension.linear_act_backward(g, mask, x, w, gw, beside, activation, slope)
-    return gx if w is not None else None, gw
 
 
 def product(

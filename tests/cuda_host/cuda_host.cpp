@@ -254,7 +254,6 @@ void fail(const char* file, int line, const char* what) {
 }
 
 void meet(const char* file, int line) { vote(0, AT); }
-
 int vote(int mine, const char* file, int line) {
     Meeting& meeting = now->of_blocks[self->block];
     meeting.votes[meeting.turn] += mine;

@@ -1,17 +1,18 @@
 // CUDA's words for a C++ compiler: what csrc/*.cu are compiled against where their kernels run on the CPU, under test.
 //
-// Offered: __global__ and its kin; threadIdx, blockIdx, blockDim, gridDim; SHARED and DYNAMIC_SHARED (csrc/platform.cuh);
+// Offered: __global__ and its kin; threadIdx, blockIdx, blockDim, gridDim; SHARED and DYNAMIC_SHARED (platform.cuh);
 // __syncthreads and its votes, __syncwarp, __shfl_*_sync, __ballot/any/all_sync, __reduce_add_sync; atomics; mma,
-// load_matrices, copy_async (csrc/matrix.cuh); load_acquire, add_release, while_waiting, load_fresh (csrc/grid.cuh);
-// bf16, fp16; a few intrinsics; the host's cudaMemsetAsync. What is missing does not compile: add it here.
+// load_matrices, copy_async (matrix.cuh); load_acquire, add_release, while_waiting, load_fresh (grid.cuh); bf16, fp16; a
+// few intrinsics; cudaMemsetAsync. What is missing does not compile: add it here.
 //
-// How it runs (cuda_host.cpp): one fibre per thread. A fibre runs until it waits, so that a seed decides whose turn it is
-// at barriers, shuffles and, for random seeds, at atomics. Seed 0: the lowest thread and block first. Seed 1: the highest.
-// Others: by lot, and up to three blocks mixed even in an ordinary launch. All blocks are mixed in a cooperative one.
+// How it runs (cuda_host.cpp): one fibre per thread. A fibre runs until it waits, so that a seed decides whose turn it
+// is at barriers, shuffles and, for random seeds, at atomics. Seed 0: the lowest thread and block first. Seed 1: the
+// highest. Others: by lot, with up to three blocks at a time in an ordinary launch. A cooperative one mixes all blocks.
 //
 // Stricter than a GPU: a barrier is one line of code that all threads of the block (all lanes of the mask) reach, those
-// that have returned too; a wait that cannot end is reported with who waits where. Shared memory starts as NaN, each array
-// between red zones. A copy_async writes NaN at once and its bytes only when it is waited for. A fault ends the process.
+// that have returned too; a wait that cannot end is reported with who waits where. Shared memory starts as NaN, each
+// array between red zones. A copy_async writes NaN at once and its bytes only when it is waited for. A fault ends the
+// process.
 #pragma once
 
 #include <algorithm>
@@ -41,12 +42,8 @@ struct alignas(8) float2 { float x, y; };
 struct alignas(16) float4 { float x, y, z, w; };
 struct alignas(8) uint2 { unsigned x, y; };
 struct alignas(16) uint4 { unsigned x, y, z, w; };
-struct alignas(16) int4 { int x, y, z, w; };
 inline float2 make_float2(float x, float y) { return {x, y}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
-inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
-inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
-inline int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }
 
 using cudaStream_t = void*;
 enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorInvalidConfiguration = 9 };
@@ -257,20 +254,11 @@ void copy_wait() { cuda_host::wait_for_copies(LEFT); }
 using std::max;
 using std::min;
 inline float __expf(float v) { return std::exp(v); }
-inline float __logf(float v) { return std::log(v); }
 inline float __fdividef(float a, float b) { return a / b; }
 inline float rsqrtf(float v) { return 1 / std::sqrt(v); }
-inline float __fsqrt_rn(float v) { return std::sqrt(v); }
-inline float __fdiv_rn(float a, float b) { return a / b; }
-inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
-inline float __fmul_rn(float a, float b) { return a * b; }
-inline float __fadd_rn(float a, float b) { return a + b; }
 inline unsigned __float_as_uint(float v) { return same_bits<unsigned>(v); }
 inline float __uint_as_float(unsigned v) { return same_bits<float>(v); }
-inline int __float_as_int(float v) { return same_bits<int>(v); }
-inline float __int_as_float(int v) { return same_bits<float>(v); }
 inline unsigned __umulhi(unsigned a, unsigned b) { return static_cast<unsigned>(static_cast<uint64_t>(a) * b >> 32); }
 inline int __popc(unsigned v) { return __builtin_popcount(v); }
 inline int __ffs(int v) { return __builtin_ffs(v); }
 inline int __clz(int v) { return v ? __builtin_clz(static_cast<unsigned>(v)) : 32; }
-inline float __saturatef(float v) { return v > 0 ? std::min(v, 1.0f) : 0.0f; }

@@ -12,7 +12,7 @@ import torch
 
 import fastgan
 from fastgan.errors import UserError
-from fastgan.ops import backend, linear_act
+from fastgan.ops import backend, extension, linear_act
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 OP = "linear_act"
@@ -74,10 +74,11 @@ def test_switch_sets_at_once_restores_and_nests() -> None:
     assert backend.current_backend() == "reference"
 
 
-def test_what_cannot_be_taken_is_refused_in_one_line() -> None:
+def test_what_cannot_be_taken_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="did you mean 'triton'"):
         fastgan.backend("tritn")
-    with pytest.raises(UserError, match="extension is not part of this build"):
+    monkeypatch.setattr(extension, "absent", lambda: "there is no nvcc")
+    with pytest.raises(UserError, match="no CUDA C\\+\\+ extension: there is no nvcc; use 'triton' or 'auto'"):
         fastgan.backend("cuda")
     assert backend.current_backend() == "auto"
     with fastgan.backend("triton"), pytest.raises(UserError, match="TRITON_INTERPRET=1"):
@@ -86,7 +87,7 @@ def test_what_cannot_be_taken_is_refused_in_one_line() -> None:
 
 @pytest.mark.parametrize(
     "value, words",
-    [("reference", "reference"), ("tritn", "unknown backend 'tritn'"), ("cuda", "not part of this build")],
+    [("reference", "reference"), ("tritn", "unknown backend 'tritn'"), ("triton", "triton")],
 )
 def test_environment_names_the_backend(value: str, words: str) -> None:
     """A wrong name does not break the import, only the first use."""
@@ -94,6 +95,25 @@ def test_environment_names_the_backend(value: str, words: str) -> None:
     environment = {**os.environ, "FASTGAN_BACKEND": value}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
     assert words in (done.stdout + done.stderr).strip().splitlines()[-1]
+
+
+def test_cuda_takes_what_the_extension_has_and_warns_once_of_the_rest(
+    card: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extension, "absent", lambda: None)
+    monkeypatch.setattr(extension, "runs_on", lambda device: device.type == "cuda")
+    with fastgan.backend("cuda"), warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        taken = [backend.choose(OP, GPU, dtype).backend for dtype in (torch.bfloat16, torch.float16)]
+        rest = [backend.choose(op, GPU, torch.float32).backend for op in (OP, "gan_loss", "maxout")]
+        assert backend.choose(OP, GPU, torch.float64).backend == "reference"
+        assert backend.by_extension(OP, torch.empty(4, 4)) is False, "on the CPU it goes as under auto"
+    assert (taken, rest) == (["cuda", "cuda"], ["triton"] * 3)
+    assert [str(warning.message) for warning in seen] == [f"backend 'cuda': {extension.LACKS}"]
+    card["capability"] = (7, 5)
+    backend._choices.clear()
+    with fastgan.backend("cuda"), pytest.warns(RuntimeWarning, match="compute capability 8.0"):
+        assert backend.choose(OP, GPU, torch.bfloat16).backend == "reference"
 
 
 def test_explain_lists_every_op_without_a_warning_or_an_error(card: dict[str, object]) -> None:
