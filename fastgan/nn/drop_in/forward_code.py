@@ -151,10 +151,27 @@ def check(function: Callable[..., Any]) -> list[Guard]:
 
 
 def works_in_place(function: Callable[..., Any]) -> bool:
-    """Whether the code may change tensors that its callees returned; True where there is no code to read."""
-    code = getattr(inspect.unwrap(function), "__code__", None)
-    if code is None:
-        return True
+    """Whether the code, or helpers that it calls, may change tensors that its callees returned; True where there is no
+    code to read."""
+    pending, seen = [inspect.unwrap(function)], set[types.CodeType]()
+    while pending:
+        subject = pending.pop()
+        code = getattr(subject, "__code__", None)
+        if code is None or (code not in seen and _changes(code)):
+            return True
+        if code not in seen and isinstance(subject, types.FunctionType):
+            seen.add(code)
+            told = (*(subject.__globals__.get(name) for name in _global_names(code)), *_Cells(subject).values())
+            pending += [inspect.unwrap(value) for value in told if _helper(value)]
+    return False
+
+
+def _helper(value: Any) -> bool:
+    home = (getattr(value, "__module__", None) or "").partition(".")[0]
+    return isinstance(value, types.FunctionType) and home not in PURE
+
+
+def _changes(code: types.CodeType) -> bool:
     for part in _parts(code):
         for step in dis.get_instructions(part):
             if step.opname == "BINARY_OP" and step.argrepr.endswith("="):

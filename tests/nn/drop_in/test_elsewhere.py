@@ -244,3 +244,26 @@ def test_values_that_change_at_every_call_are_not_traced_for_ever() -> None:
         ours.part.slope = theirs.part.slope = at / 10
         torch.testing.assert_close(ours(x), theirs(x))
     assert not any(vars(ours)[NOTE].programs.values())
+
+
+def shaken(h: Tensor) -> Tensor:
+    h += 1
+    return h
+
+
+class Shaken(nn.Module):
+    """A helper changes in place what a part returned, in a forward that is not traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Sequential(nn.Linear(4, 5), nn.LeakyReLU(0.2)), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.body(x)
+        return self.head(shaken(h) if self.training else h)
+
+
+def test_helpers_that_work_in_place_are_seen() -> None:
+    ours = Shaken()
+    fastgan.convert(ours)
+    assert vars(ours.body)[NOTE].escapes
