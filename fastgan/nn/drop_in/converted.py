@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -23,7 +24,7 @@ from fastgan.ops.backend import by_reference
 from fastgan.ops.registration import traced, transformed
 
 always = False  # whether programs run where the kernels do not: to check that they do what the forward does
-MOST_CALLS = 16  # kinds of calls of one module that have programs
+MOST_CALLS = 16  # kinds of calls of one module that have programs, and how often one is made anew
 _classes: WeakKeyDictionary[type[nn.Module], type[nn.Module]] = WeakKeyDictionary()
 
 
@@ -33,6 +34,7 @@ class Note:
     def __init__(self, escapes: bool = False) -> None:
         self.escapes = escapes
         self.programs: dict[Key, Program | None] = {}  # for each kind of call
+        self.remade: Counter[Key] = Counter()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Note, (self.escapes,)
@@ -43,6 +45,11 @@ class Note:
         made = self.programs.get(key)
         if made is not None and made.holds(module):
             return made
+        if made is not None:
+            self.remade[key] += 1
+            if self.remade[key] > MOST_CALLS:  # what it goes by is another at each call
+                self.programs[key] = None
+                return None
         if made is not None or (not known and len(self.programs) < MOST_CALLS):
             made = self.programs[key] = make(module, self.escapes, key)
         return made

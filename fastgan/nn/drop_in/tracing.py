@@ -7,17 +7,21 @@ and the graph is used only while they stay as they were.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import operator
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastgan.nn.chain_members import kind_of
 from fastgan.nn.drop_in.calls import Key, given, signature_of
-from fastgan.nn.drop_in.forward_code import Guard, RefusedError, check, constant, guard_of
+from fastgan.nn.drop_in.forward_code import PRESENT, Guard, RefusedError, check, constant, guard_of
 from fastgan.nn.drop_in.members import rebased
 
 OWN = frozenset(vars(nn.Module())) - {"training"}  # what torch keeps of every module
@@ -34,9 +38,12 @@ class Traced:
 
     def holds(self, module: nn.Module) -> bool:
         """Whether the values that it was made with are still the module's."""
-        return all(guard.holds(module) for guard in self.guards) and all(
-            tuple(module.get_submodule(path)._modules) == names for path, names in self.lists
-        )
+        try:
+            return all(_members(module.get_submodule(path)) == names for path, names in self.lists) and all(
+                guard.holds(module) for guard in self.guards
+            )
+        except AttributeError:  # a part that it knew is gone
+            return False
 
 
 def trace(module: nn.Module, key: Key | None = None) -> Traced:
@@ -53,11 +60,12 @@ def trace(module: nn.Module, key: Key | None = None) -> Traced:
     if signature is None:
         raise RefusedError("it takes arguments by * or by name alone, or none")
     written = [vars(base)["forward"] for base in kind.__mro__ if "forward" in vars(base)]
-    seen = _Seen([guard for function in written if _foreign(function) for guard in check(function)])
-    lists = tuple((path, tuple(m._modules)) for path, m in _containers(module))
+    seen = _Seen(module, [guard for function in written if _foreign(function) for guard in check(function)])
+    told = _called(forward, signature.names, key or signature.usual)
     try:
-        module.__class__ = _watched(kind, seen, _called(forward, signature.names, key or signature.usual))
-        graph = _Tracer().trace(module)
+        with _watching(module, seen), _Nothing():
+            object.__setattr__(module, "__class__", _watched(kind, seen, forward=told))
+            graph = _Tracer().trace(module)
     except RefusedError:
         raise
     except fx.proxy.TraceError:
@@ -72,38 +80,89 @@ def trace(module: nn.Module, key: Key | None = None) -> Traced:
                 seen.changed = True
     if seen.changed:
         raise RefusedError("it keeps values in lists")
-    return Traced(graph, tuple(seen.guards.values()), lists)
+    return Traced(graph, tuple(seen.guards.values()), tuple(seen.lists.items()))
+
+
+class _Nothing(TorchDispatchMode):
+    """Lets no tensor be made or looked into: what comes of one is another at every call."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise RefusedError("it makes tensors of its own")
 
 
 class _Seen:
-    """What plain values a forward method has read so far."""
+    """What plain values of a module and its parts a forward method has read so far."""
 
-    def __init__(self, guards: list[Guard]) -> None:
-        self.guards = {(id(guard.place), guard.name): guard for guard in guards}
+    def __init__(self, module: nn.Module, guards: list[Guard]) -> None:
+        self.root = module
+        self.paths = {id(part): path for path, part in module.named_modules()}
+        self.lists = {path: _members(part) for path, part in [("", module), *_containers(module)]}
+        self.guards: dict[tuple[Any, str], Guard] = {(id(guard.place), guard.name): guard for guard in guards}
         self.containers: list[tuple[Any, Any]] = []
         self.changed = False
 
     def note(self, owner: nn.Module, name: str, value: Any) -> None:
         if name == "training":
             raise RefusedError("it asks for self.training")
-        if isinstance(value, (nn.Module, Tensor, fx.Proxy)):
+        for function in _code_of(owner, name, value):
+            self.guards.update(((id(more.place), more.name), more) for more in check(function))
+        path = self.paths[id(owner)]
+        if isinstance(value, nn.Module):
+            self.lists.setdefault(path, _members(owner))
+            return
+        if isinstance(value, (Tensor, fx.Proxy)):
+            self.guards[(path, name)] = Guard(path, name, PRESENT)
             return
         if isinstance(value, types.MethodType) and value.__self__ is owner:
-            for more in check(value.__func__) if _foreign(value.__func__) else []:
-                self.guards[(id(more.place), more.name)] = more
+            if owner is not self.root and _foreign(value.__func__):
+                self.guards[(path, name)] = Guard(path, name, value.__func__)
             return
-        guard = guard_of(None, name, value)
+        guard = guard_of(path, name, value)
         if guard is None:
             return
-        for more in check(value) if isinstance(value, types.FunctionType) and _foreign(value) else []:
-            self.guards[(id(more.place), more.name)] = more
-        self.guards[(id(None), name)] = guard
+        self.guards[(path, name)] = guard
         if isinstance(value, (list, dict, set)):
             self.containers.append((value, guard.value))
 
 
 def _foreign(function: Any) -> bool:
     return not (getattr(function, "__module__", None) or "").startswith("torch.")
+
+
+def _code_of(owner: nn.Module, name: str, value: Any) -> Iterator[types.FunctionType]:
+    """Yield what of somebody's runs where an attribute is read, and where it is called: what a class inherits, too."""
+    found = [vars(base)[name] for base in type(owner).__mro__ if name in vars(base)]
+    while isinstance(value, functools.partial):
+        value = value.func
+    for each in (*found, value) if isinstance(value, types.FunctionType) else found:
+        each = getattr(each, "fget", None) or getattr(each, "func", None) or getattr(each, "__func__", each)
+        if isinstance(each, types.FunctionType) and _foreign(each):
+            yield each
+
+
+@contextlib.contextmanager
+def _watching(module: nn.Module, seen: _Seen) -> Iterator[None]:
+    """Watch what is read of the parts of a module as well."""
+    parts = [part for part in module.modules() if part is not module and not isinstance(part, torch.jit.ScriptModule)]
+    classes = [type(part) for part in parts]
+    made: dict[type[nn.Module], type[nn.Module]] = {}
+    try:
+        for part, kind in zip(parts, classes, strict=True):
+            if kind not in made:
+                made[kind] = _watched(kind, seen)
+            object.__setattr__(part, "__class__", made[kind])
+        yield
+    finally:
+        for part, kind in zip(parts, classes, strict=True):
+            object.__setattr__(part, "__class__", kind)
+
+
+def _by_name(*args: Any, **kwargs: Any) -> Any:
+    raise RefusedError("it calls a forward by name")
+
+
+def _members(module: nn.Module) -> tuple[str, ...]:
+    return tuple(name for name, member in module._modules.items() if member is not None)
 
 
 class _Unregistered:
@@ -123,10 +182,12 @@ def _called(forward: Callable[..., Any], names: tuple[str, ...], key: Key) -> Ca
     return made
 
 
-def _watched(kind: type[nn.Module], seen: _Seen, forward: Callable[..., Any]) -> type[nn.Module]:
+def _watched(kind: type[nn.Module], seen: _Seen, **space: Any) -> type[nn.Module]:
     """Make a subclass for the time of a trace, that tells which plain values are read and lets none be written."""
 
     def read(self: nn.Module, name: str) -> Any:
+        if name == "forward" and self is not seen.root:
+            return _by_name  # torch.fx looks at it, and does not call it
         value = kind.__getattribute__(self, name)
         if not (name.startswith("__") or name in OWN):
             seen.note(self, name, value)
@@ -140,8 +201,7 @@ def _watched(kind: type[nn.Module], seen: _Seen, forward: Callable[..., Any]) ->
     def refuse(self: nn.Module, name: str, *_: Any) -> None:
         raise RefusedError("it keeps values in attributes")
 
-    space = {
-        "forward": forward,
+    space |= {
         "__getattribute__": read,
         "__getattr__": fetch,
         "__setattr__": refuse,
@@ -173,6 +233,8 @@ for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "
 
 
 class _Tracer(fx.Tracer):
+    proxy_buffer_attributes = True
+
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
 
@@ -182,6 +244,10 @@ class _Tracer(fx.Tracer):
     def create_arg(self, a: Any) -> Any:
         if isinstance(a, Tensor) and not any(a is own for own in self._own()):
             raise RefusedError("it makes tensors of its own")
+        kind = type(a)
+        own = kind in (dict, list, tuple) or kind.__module__.startswith("torch.fx") or hasattr(a, "_fields")
+        if isinstance(a, (dict, list, tuple)) and not own:
+            raise RefusedError(f"it makes {kind.__name__}s")
         return super().create_arg(a)
 
     def _own(self) -> list[Tensor]:
