@@ -212,7 +212,7 @@ def test_full_disk_is_one_line(fastgan, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(checkpoint, "_write", full)
+    monkeypatch.setattr(checkpoint, "write", full)
     code, _, err = fastgan("train", "gan-digits", *TINY, "--out", "r")
     assert code == 2
     last = err.splitlines()[-1]
