@@ -28,7 +28,7 @@ from fastgan.errors import UserError, unknown
 from fastgan.kernels.variant import Variant
 
 ORDER = (90, 80, 100, 86, 89, 120)  # most important first
-SLICE_ARCHS = (90, 86)  # of the smoke form: wgmma on the one, little shared memory on the other
+SLICE_ARCHS = (90, 86)  # of the smoke form, in turns: wgmma on the one, little shared memory on the other
 MOST_FAULTS = 40  # that are printed
 SLICE_VARIANTS = 1  # of each kernel, drawn by the seed
 
@@ -51,10 +51,10 @@ def tasks(setting: Setting) -> list[Task]:
     """Return one task for each variant and architecture."""
     refuse_interpreter()
     options = setting.options
-    chosen = getattr(options, "arch", None) or (SLICE_ARCHS if setting.smoke else ORDER)
     plan = []
-    for name in kernel_files(getattr(options, "kernel", None)):
-        for arch in dict.fromkeys(chosen):
+    for place, name in enumerate(kernel_files(getattr(options, "kernel", None))):
+        usual = (SLICE_ARCHS[place % len(SLICE_ARCHS)],) if setting.smoke else ORDER
+        for arch in dict.fromkeys(getattr(options, "arch", None) or usual):
             variants = list(enumerate(variants_of(name, arch)))
             if setting.smoke:
                 variants = draw(variants, setting.seed)

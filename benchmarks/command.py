@@ -140,6 +140,7 @@ def measure(suite: Suite, setting: Setting, command: list[str], options: argpars
     try:
         with termination_as_interruption(), compilations_kept():
             if suite.needs_ceilings:
+                suite.tasks(setting)  # a mistake in the options is told before anything is measured
                 record.rows += ceilings_of(setting, past)
             code = 0 if runner.run(suite, setting, record, options.jobs, past.rows, keep) else 1
     except KeyboardInterrupt as stop:

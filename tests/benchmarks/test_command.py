@@ -134,9 +134,11 @@ def plant(monkeypatch: pytest.MonkeyPatch) -> Plant:
 
 def test_a_failed_check_ends_with_1_and_the_ceilings_come_first(plant: Plant, tmp_path: Path, capsys: Output) -> None:
     def tasks(setting: Setting) -> list[Task]:
-        assert setting.ceilings.copy_gbs is not None
-        row = Timed("w", "v", "s", "float32", Check(False, 1.0, 0.1, "off"))
-        return [Task("t", lambda: [row])]
+        def job() -> list[Row]:
+            assert setting.ceilings.copy_gbs is not None
+            return [Timed("w", "v", "s", "float32", Check(False, 1.0, 0.1, "off"))]
+
+        return [Task("t", job)]
 
     plant(tasks)
     path = tmp_path / "r.json"
