@@ -22,7 +22,7 @@ VERBS = {
     "theory": "check the theory of GANs by numbers, print each claim and draw it",
     "profile": "say where the time of a training step goes, or what a kernel was compiled to",
     "doctor": "show GPU, driver, libraries, and which backend each op takes here",
-    "bench": "run a benchmark suite; without one, list the suites",
+    "bench": "run a benchmark suite (all: the lot); report, compare, predict; without one, list them",
 }
 
 PARSED_BY_TYRO = ("train", "sample", "export", "theory", "profile")  # doctor and bench run where it is missing
