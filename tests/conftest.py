@@ -37,7 +37,7 @@ def gpu_problem() -> str | None:
 
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
-    parser.addoption("--slice", action="store_true", help="of a test with many cases run a third, always the same")
+    parser.addoption("--slice", action="store_true", help="of a test with many cases run a quarter, always the same")
     parser.addoption("--require-gpu", action="store_true", help="end with exit code 2 where no usable GPU is")
     if not pluginmanager.hasplugin("timeout"):
         parser.addini("timeout", "seconds that a test may take: without pytest-timeout nobody watches them")
@@ -88,14 +88,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def sliced(items: Iterable[pytest.Item]) -> set[pytest.Item]:
-    """A third of each test's cases, two at the least: which ones follows from the test's name."""
+    """A quarter of each test's cases, two at the least: which ones follows from the test's name."""
     tests: dict[str, list[pytest.Item]] = {}
     for item in items:
         tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
     return {
         case
         for name, cases in tests.items()
-        for case in random.Random(name).sample(cases, min(len(cases), max(2, -(-len(cases) // 3))))
+        for case in random.Random(name).sample(cases, min(len(cases), max(2, -(-len(cases) // 4))))
     }
 
 
