@@ -56,8 +56,9 @@ def stretches(graph: fx.Graph, module: nn.Module, escapes: bool) -> Iterator[Str
     at = 0
     while at < len(order):
         if order[at].target in PRODUCTS and order[at].op == "call_function":
-            yield _product(order, at, module, escapes)
-            at += 1
+            product = _product(order, at, module, escapes)
+            yield product
+            at += len(product.nodes)
             continue
         line = _line(order, at, module, opaque)
         if not line:
@@ -177,7 +178,7 @@ def _product(order: list[fx.Node], at: int, module: nn.Module, escapes: bool) ->
     behind = order[at + 1] if at + 1 < len(order) else None
     if behind is not None and len(node.users) == 1 and behind.args and behind.args[0] is node:
         step = step_of(behind, module)
-        member = module.get_submodule(step) if isinstance(step, str) else step
+        member = None if isinstance(step, str) else step  # a module may be replaced, and listened to
         name, slope = activation_of(member)
         unsafe = name == "leaky_relu" and not getattr(member, "inplace", False) and mutated(behind, module, escapes)
         if name != "none" and not unsafe:

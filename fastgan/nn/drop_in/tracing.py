@@ -213,7 +213,8 @@ def _watched(kind: type[nn.Module], seen: _Seen, **space: Any) -> type[nn.Module
 def new_class(kind: type[nn.Module], mixed: type, **space: Any) -> type[nn.Module]:
     """Make a subclass of a class that goes by the same name, with something mixed in in front."""
     names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
-    made: type[nn.Module] = type(type(kind)).__call__(type(kind), kind.__name__, (mixed, kind), {**names, **space})
+    meta: Any = type(kind)
+    made: type[nn.Module] = meta(kind.__name__, (mixed, kind), {**names, **space})
     return made
 
 

@@ -165,3 +165,34 @@ def test_conditional_norms_on_the_kernels(signal: Tensor, monkeypatch: pytest.Mo
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
     for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-3, atol=1e-5)
+
+
+class Between(nn.Module):
+    """A functional product and an activation in front of a layer, which could take it, too."""
+
+    def __init__(self, act: nn.Module | None = None) -> None:
+        super().__init__()
+        self.weight, self.conv, self.act = nn.Parameter(torch.randn(3, 3, 1)), nn.Conv1d(3, 2, 3), act
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.conv1d(x, self.weight * 0.5)
+        return self.conv(F.leaky_relu(h, 0.2) if self.act is None else self.act(h))
+
+
+def test_an_activation_goes_with_one_of_its_neighbours(twins: Twins, alike: Alike, signal: Tensor) -> None:
+    ours, theirs = twins(Between())
+    told = [entry.what for entry in fastgan.convert(ours).replaced]
+    assert told == ["conv1d + leaky_relu", "Conv1d"]
+    alike(ours, theirs, signal)
+
+
+def test_a_module_behind_a_functional_product_may_be_listened_to(twins: Twins, alike: Alike, signal: Tensor) -> None:
+    ours, theirs = twins(Between(nn.ReLU()))
+    fastgan.convert(ours)
+    alike(ours, theirs, signal)
+    for net in (ours, theirs):
+        net.act.register_forward_hook(lambda module, inputs, output: output * 2)
+    alike(ours, theirs, signal)
+    for net in (ours, theirs):
+        net.act = nn.Tanh()
+    alike(ours, theirs, signal)
