@@ -1,7 +1,8 @@
 """What an iteration in one launch moves and computes, stage by stage, and how long it is expected to take.
 
-    python -m fastgan.benchmarks.mlp_step                     # mlp at batch 64; --preset ring8 --batch 100
+    python -m fastgan.benchmarks.mlp_step                     # mlp at batch 64; --preset ring-8 --batch 100
     python -m fastgan.benchmarks.mlp_step --stages            # a line for each stage
+    python -m fastgan.benchmarks.mlp_step --preset ring-8 --members 132      # one GAN to a block
 
 Counted from the table that the kernel interprets; no GPU is needed. Times are estimates by the constants below, not
 measured: a block's tile waits for its first bytes, then for all of them through L2, and each stage ends in a barrier.
@@ -18,9 +19,10 @@ from typing import NamedTuple
 
 import torch
 
+from fastgan.benchmarks.step_workloads import ring
 from fastgan.ops.mlp_step import Program
 from fastgan.ops.mlp_step_form import COLS, ROWS, STRIP, WIDE, Op, Param, Phase
-from fastgan.presets import preset
+from fastgan.presets import Config, preset
 from fastgan.train import mlp_step
 from fastgan.train.capture import strict
 from fastgan.train.trainer import Trainer
@@ -29,6 +31,7 @@ BLOCKS = 132  # one to an SM of an H200
 BARRIER = 1.3  # us, of the whole grid
 BEGINNING = 0.8  # us: a tile's row of the table, its first bytes, its epilogue's round trip
 RATE = 0.112  # MB a us that an SM draws from L2: 64 bytes a clock
+L2 = 5.5  # MB a us that all SMs together draw from it
 
 
 class Stage(NamedTuple):
@@ -88,9 +91,22 @@ def stages(program: Program) -> list[Stage]:
     return found
 
 
+def of_members(program: Program, members: int) -> float:
+    """Return the expected microseconds of an iteration of so many GANs, each on a block that makes all its tiles."""
+    params, phases = program.interpreter.params, program.interpreter.phases
+    rounds, rate = -(-members // BLOCKS), min(RATE, L2 / min(members, BLOCKS))
+    each = (phase.tiles * (BEGINNING + tile_bytes(phase, params) / 1e6 / rate) for phase in phases)
+    return rounds * sum(each)
+
+
+def config_of(name: str) -> Config:
+    """Return a preset, or the workload ``ring-8`` of suite ``step``: one launch has no maxout, which ``ring8`` has."""
+    return ring() if name == "ring-8" else preset(name)
+
+
 def of_preset(name: str, batch: int | None = None) -> Program:
-    """Return the table of a preset's iteration in bf16, over random data of its shape."""
-    config = preset(name)
+    """Return the table of the iteration of what ``config_of`` knows in bf16, over random data of its shape."""
+    config = config_of(name)
     shape = {"mnist": (28, 28), "digits": (8, 8)}.get(config.data)
     if shape is None:
         data = torch.randn(4096, 2).clamp(-1, 1)
@@ -105,11 +121,13 @@ def of_preset(name: str, batch: int | None = None) -> Program:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the account of a preset."""
     parser = argparse.ArgumentParser(prog="python -m fastgan.benchmarks.mlp_step", description=__doc__)
-    parser.add_argument("--preset", default="mlp")
+    parser.add_argument("--preset", default="mlp", help="a fully connected one, or ring-8, as suite step has it")
     parser.add_argument("--batch", type=int)
     parser.add_argument("--stages", action="store_true")
+    parser.add_argument("--members", type=int, help="of an ensemble, one to a block")
     given = parser.parse_args(arguments)
-    found = stages(of_preset(given.preset, given.batch))
+    program = of_preset(given.preset, given.batch)
+    found = stages(program)
     if given.stages:
         print("| stage | what | tiles | MFLOP | MB | us |\n|---:|---|---:|---:|---:|---:|")
         for at, own in enumerate(found):
@@ -123,6 +141,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"{given.preset}: {len(found)} stages, {tiles} tiles, {work:.2f} GFLOP, {moved:.0f} MB through L2; expected on"
         f" an H200, not measured: {total:.0f} us an iteration, {BARRIER * len(found):.0f} of it barriers"
     )
+    if given.members:
+        print(
+            f"{given.members} members, one to a block, in a launch: {of_members(program, given.members):.0f} us an"
+            " iteration of all of them, expected, not measured"
+        )
     return 0
 
 

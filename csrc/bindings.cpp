@@ -118,6 +118,12 @@ STABLE_TORCH_LIBRARY(fastgan_cuda, m) {
     m.def(
         "linear_act_backward(Tensor gy, Tensor? saved, Tensor? x, Tensor? w, Tensor(a!)? gw, Tensor(b!)? gb, "
         "int activation, float slope) -> Tensor");
+    m.def(
+        "mlp_step(Tensor phases, Tensor params, Tensor slots, Tensor numbers, Tensor(a!) rates, Tensor(b!) barrier, "
+        "int panel_rows, int blocks, int iterations) -> ()");
+    m.def(
+        "mlp_step_members(Tensor(a!) programs, int phase_fields, int param_fields, int panel_rows, int blocks, "
+        "int iterations) -> ()");
 }
 
 FASTGAN_IMPL(m) {

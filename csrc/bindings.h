@@ -1,5 +1,6 @@
-// What every binding needs of PyTorch, by its stable ABI: one library then serves torch 2.11 and later, with and without
-// CUDA, and any Python. A kernel's own binding registers FASTGAN_IMPL(m) { m.impl("name", TORCH_BOX(&function)); }.
+// What every binding needs of PyTorch, by its stable ABI: one library then serves torch 2.11 and later, with and
+// without CUDA, and any Python. A kernel's own binding registers FASTGAN_IMPL(m) { m.impl("name",
+// TORCH_BOX(&function)); }.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>

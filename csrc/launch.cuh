@@ -3,7 +3,8 @@
 // The kernel's own parameters say what the arguments are converted to. Returns CUDA's error code, 0 where all is well;
 // nothing is synchronised and nothing allocated, so that both forms can be captured in a graph. A launch without blocks
 // is none. launch_cooperative has all blocks resident at once, as a grid barrier (grid.cuh) needs, or fails: the most
-// blocks that are is resident_blocks(kernel, threads, shared bytes).
+// blocks that are is what resident_blocks(most, kernel, threads, shared bytes) sets. What failed is told once, by its
+// own call, and not by the next launch too.
 #pragma once
 
 #include "platform.cuh"
@@ -16,11 +17,17 @@ struct Where {
 
 #ifdef __CUDACC__
 
+// The runtime keeps an error until it is asked for it.
+inline cudaError_t told(cudaError_t error) {
+    if (error != cudaSuccess) cudaGetLastError();
+    return error;
+}
+
 // More than 48 KB of dynamic shared memory must be asked for, at every launch: the answer is not remembered per thread.
 template <typename Kernel>
 cudaError_t allow_shared(Kernel kernel, int bytes) {
     if (bytes <= 48 * 1024) return cudaSuccess;
-    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    return told(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
 }
 
 template <typename... P, typename... A>
@@ -44,16 +51,20 @@ cudaError_t launch_cooperative(void (*kernel)(P...), const Where& where, A... ar
     config.stream = where.stream;
     config.attrs = &together;
     config.numAttrs = 1;
-    return cudaLaunchKernelEx(&config, kernel, static_cast<P>(arguments)...);
+    return told(cudaLaunchKernelEx(&config, kernel, static_cast<P>(arguments)...));
 }
 
 template <typename Kernel>
-int resident_blocks(Kernel kernel, int threads, int shared_bytes) {
+cudaError_t resident_blocks(int& most, Kernel kernel, int threads, int shared_bytes) {
     int device = 0, processors = 0, each = 0;
-    if (cudaGetDevice(&device) || allow_shared(kernel, shared_bytes)) return 0;
-    if (cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device)) return 0;
-    if (cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, threads, shared_bytes)) return 0;
-    return each * processors;
+    if (cudaError_t error = told(cudaGetDevice(&device))) return error;
+    if (cudaError_t error = allow_shared(kernel, shared_bytes)) return error;
+    if (cudaError_t error = told(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device)))
+        return error;
+    if (cudaError_t error = told(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, threads, shared_bytes)))
+        return error;
+    most = each * processors;
+    return cudaSuccess;
 }
 
 #else
@@ -71,6 +82,6 @@ cudaError_t launch_cooperative(void (*kernel)(P...), const Where& where, A... ar
 }
 
 template <typename Kernel>
-int resident_blocks(Kernel, int, int) { return 8; }
+cudaError_t resident_blocks(int& most, Kernel, int, int) { return most = 8, cudaSuccess; }
 
 #endif

@@ -1,20 +1,23 @@
-// mlp_step: whole training iterations of a fully connected GAN in one cooperative launch.
+// mlp_step: whole training iterations of a fully connected GAN in one cooperative launch, or of many in an ordinary
+// one.
 //
-// The kernel interprets the table of phases that fastgan/ops/mlp_step_plan.py writes: phases of one stage are shared out
-// tile by tile among the blocks, and a barrier of the grid ends each stage. fastgan/ops/mlp_step_interpreter.py does the
-// same in PyTorch and says what a phase's fields mean. One or many iterations a launch: the clock, the schedules and the
-// sums of metrics lie on the device and move here.
+// The kernel interprets the table of phases that fastgan/ops/mlp_step_plan.py writes: phases of one stage are shared
+// out tile by tile among the blocks, and a barrier of the grid ends each stage. fastgan/ops/mlp_step_interpreter.py
+// does the same in PyTorch and says what a phase's fields mean. One or many iterations a launch: the clock, the
+// schedules and the sums of metrics lie on the device and move here. Many GANs of a small kind go one to a block, each
+// with a table of its own and no barrier of the grid: its weights stream from L2, and blocks of a launch have nothing
+// to do with each other.
 //
 // Contract. Activations, their gradients and shadows of weights are bf16; weights, biases, states of optimisers,
 // averages, statistics and metrics fp32; clock and counts int64; data uint8 or fp32, all dense. Products have bf16
-// operands and fp32 sums, activations are rounded as they are stored. Widths and batch: any up to what shared memory has
-// for a panel of ``panel_rows`` rows (those of a group behind a norm, at least 256), 16 columns of fp32. All that one
-// block writes and another reads goes through L2. Everything is summed in a fixed order, whatever the grid: the same
-// table and the same state give the same bits.
+// operands and fp32 sums, activations are rounded as they are stored. Widths and batch: any up to what shared memory
+// has for a panel of ``panel_rows`` rows (those of a group behind a norm, up to a multiple of 64 and at least 256), 16
+// columns of fp32. All that one block writes and another reads goes through L2. Everything is summed in a fixed order,
+// whatever the grid: the same table and the same state give the same bits.
 //
-// Registers a thread at most (nvcc 13.0: 198 on sm_80, 194 on sm_90a, 228 on sm_100a); nothing spilled:
+// Registers a thread at most (nvcc 13.0: 207 on sm_80, 209 on sm_90a, 213 on sm_100a); nothing spilled:
 //
-//     kernel     228
+//     kernel     213
 //
 // Shared memory: 1.5 KB, and dynamic 46 KB of operands and 64 bytes for each row of the panel, so 62 KB to 110 KB. One
 // block to an SM.
@@ -81,7 +84,8 @@ __device__ float2 term(int64_t how, float x, float label) {
 
 // The critic's last layer, the loss, and the slope of every logit: one tile, by one block.
 __device__ void loss_tile(const Program& program, const Phase& p, const Room& room) {
-    const bf16 *a = program.at<bf16>(p.a) + p.a_row * p.depth, *weight = program.at<bf16>(program.params[p.weight].shadow);
+    const bf16* a = program.at<bf16>(p.a) + p.a_row * p.depth;
+    const bf16* weight = program.at<bf16>(program.params[p.weight].shadow);
     const float bias = program.value(p.bias, 0, 0);
     float *logits = room.panel, *seen = program.at<float>(p.seen);
     for (int64_t row = threadIdx.x / 32; row < p.rows; row += WARPS) {
@@ -200,34 +204,52 @@ __device__ void perform(const Program& program, const Phase& p, int tile, const 
     }
 }
 
-__global__ void __launch_bounds__(THREADS, 1) mlp_step_kernel(Program program, unsigned* barrier, int iterations) {
+// A block's share of a stage; the first row of the next.
+__device__ int stage(const Program& program, Phase& phase, int first, int share, int shares, const Room& room) {
+    int tiles = 0, end = first;
+    for (; end < program.count && program.phases[end].stage == program.phases[first].stage; ++end)
+        tiles += static_cast<int>(program.phases[end].tiles);
+    int row = first, before = 0, held = -1;  // of the phase at hand: its row, the tiles in front of it
+    for (int tile = share; tile < tiles; tile += shares) {
+        while (tile - before >= program.phases[row].tiles) before += static_cast<int>(program.phases[row++].tiles);
+        __syncthreads();
+        if (row != held && threadIdx.x < PHASE_FIELDS)
+            reinterpret_cast<int64_t*>(&phase)[threadIdx.x] =
+                reinterpret_cast<const int64_t*>(program.phases + row)[threadIdx.x];
+        held = row;
+        __syncthreads();
+        perform(program, phase, tile - before, room);
+    }
+    return end;
+}
+
+// One GAN to the whole grid, or, where ``members`` is given, to a block: then a block waits for nobody but itself.
+__global__ void __launch_bounds__(THREADS, 1)
+mlp_step_kernel(Program one, const Program* members, int count, unsigned* barrier, int iterations) {
     DYNAMIC_SHARED(memory);
+    SHARED(program, Program);
     SHARED(phase, Phase);
     SHARED(sums, float[THREADS]);
     const Room room{reinterpret_cast<bf16*>(memory), reinterpret_cast<float*>(memory + 2 * TURN * sizeof(bf16)), sums};
-    for (int iteration = 0; iteration < iterations; ++iteration) {
-        for (int first = 0, end; first < program.count; first = end) {
-            int tiles = 0;
-            for (end = first; end < program.count && program.phases[end].stage == program.phases[first].stage; ++end)
-                tiles += static_cast<int>(program.phases[end].tiles);
-            int row = first, before = 0, held = -1;  // of the phase at hand: its row, the tiles in front of it
-            for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-                while (tile - before >= program.phases[row].tiles) before += static_cast<int>(program.phases[row++].tiles);
-                __syncthreads();
-                if (row != held && threadIdx.x < PHASE_FIELDS)
-                    reinterpret_cast<int64_t*>(&phase)[threadIdx.x] =
-                        reinterpret_cast<const int64_t*>(program.phases + row)[threadIdx.x];
-                held = row;
-                __syncthreads();
-                perform(program, phase, tile - before, room);
+    const int share = members ? 0 : blockIdx.x, shares = members ? 1 : gridDim.x;
+    for (int member = members ? blockIdx.x : 0; member < count; member += members ? gridDim.x : 1) {
+        if (threadIdx.x == 0) program = members ? members[member] : one;
+        __syncthreads();
+        for (int iteration = 0; iteration < iterations; ++iteration) {
+            for (int first = 0, end; first < program.count; first = end) {
+                end = stage(program, phase, first, share, shares, room);
+                if (members)
+                    __syncthreads();
+                else
+                    grid_barrier(barrier);
             }
-            grid_barrier(barrier);
         }
     }
 }
 
 int shared_bytes(int64_t panel_rows) {
-    const int64_t rows = panel_rows < 256 ? 256 : panel_rows;
+    const int64_t whole = (panel_rows + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS;  // a product writes 64 rows at a time
+    const int64_t rows = whole < 256 ? 256 : whole;
     return static_cast<int>(2 * TURN * sizeof(bf16) + rows * TILE_COLS * sizeof(float));
 }
 
@@ -236,18 +258,33 @@ int shared_bytes(int64_t panel_rows) {
 extern "C" {
 
 // ``blocks`` 0: as many as are resident together. The widths of both tables' rows come along, to be refused where they
-// are others than these; ``barrier`` is an unsigned that was 0 once; ``panel_rows``: the most rows of a group.
+// are others than these; ``barrier`` is an unsigned that was 0 once; ``panel_rows``: the most rows behind a norm.
 int fastgan_mlp_step(const int64_t* phases, const int64_t* params, const int64_t* slots, const int64_t* numbers,
                      float* rates, void* base, unsigned* barrier, int64_t count, int64_t phase_fields,
                      int64_t param_fields, int64_t panel_rows, int64_t blocks, int64_t iterations, void* stream) {
     if (phase_fields != PHASE_FIELDS || param_fields != PARAM_FIELDS) return cudaErrorInvalidValue;
     const int bytes = shared_bytes(panel_rows);
-    const int most = resident_blocks(mlp_step_kernel, THREADS, bytes);
+    int most = 0;
+    if (cudaError_t error = resident_blocks(most, mlp_step_kernel, THREADS, bytes)) return error;
     if (blocks == 0) blocks = most;
     if (most == 0 || blocks > most) return cudaErrorInvalidConfiguration;
-    const Program program{reinterpret_cast<const Phase*>(phases), reinterpret_cast<const Param*>(params), slots, numbers,
-                          rates, reinterpret_cast<uintptr_t>(base), static_cast<int>(count)};
+    const Program program{
+        reinterpret_cast<const Phase*>(phases), reinterpret_cast<const Param*>(params), slots, numbers, rates,
+        reinterpret_cast<uintptr_t>(base), count};
     const Where where{dim3(static_cast<unsigned>(blocks)), dim3(THREADS), bytes, static_cast<cudaStream_t>(stream)};
-    return launch_cooperative(mlp_step_kernel, where, program, barrier, static_cast<int>(iterations));
+    return launch_cooperative(mlp_step_kernel, where, program, nullptr, 1, barrier, static_cast<int>(iterations));
+}
+
+// Members, each a block's: ``programs`` [members, 7] are their Programs as the device has them. ``blocks`` 0: one each.
+int fastgan_mlp_step_members(const int64_t* programs, int64_t members, int64_t program_fields, int64_t phase_fields,
+                             int64_t param_fields, int64_t panel_rows, int64_t blocks, int64_t iterations,
+                             void* stream) {
+    if (program_fields != PROGRAM_FIELDS || phase_fields != PHASE_FIELDS || param_fields != PARAM_FIELDS)
+        return cudaErrorInvalidValue;
+    if (blocks == 0) blocks = members;
+    const Where where{dim3(static_cast<unsigned>(blocks)), dim3(THREADS), shared_bytes(panel_rows),
+                      static_cast<cudaStream_t>(stream)};
+    return launch(mlp_step_kernel, where, Program{}, reinterpret_cast<const Program*>(programs), members, nullptr,
+                  iterations);
 }
 }

@@ -100,7 +100,9 @@ __device__ inline double power(double base, unsigned exponent) {
 }
 
 // Which number of a group it is, in the order of kernels/optimizer_rules.py.
-enum Number { N_LR, N_DECAY, N_EPS, N_BETA1, N_BETA2, N_MOMENTUM, N_DAMPENING, N_SIGN, N_AVERAGE, N_WARMUP, N_CLIP, NUMBERS };
+enum Number {
+    N_LR, N_DECAY, N_EPS, N_BETA1, N_BETA2, N_MOMENTUM, N_DAMPENING, N_SIGN, N_AVERAGE, N_WARMUP, N_CLIP, NUMBERS
+};
 
 __device__ inline double number(const Program& program, int64_t group, int which) {
     const int64_t* pair = program.numbers + (group * NUMBERS + which) * 2;
@@ -124,7 +126,8 @@ __device__ inline void rate_of(const Program& program, int64_t at, int64_t forme
     }
     if (warmup > 0) follow = fmax(follow, (warmup - 1) / (warmup + static_cast<double>(formed)));
     const double own[RATES] = {pace, decay, p.form & DECOUPLED ? 1 - lr * decay : 1.0, n(N_EPS), rest1, n(N_BETA2),
-                               1 - n(N_BETA2), root, n(N_MOMENTUM), follow, n(N_CLIP), factor * n(N_SIGN), skip ? 1.0 : 0.0};
+                               1 - n(N_BETA2), root, n(N_MOMENTUM), follow, n(N_CLIP), factor * n(N_SIGN),
+                               skip ? 1.0 : 0.0};
     for (int i = 0; i < RATES; ++i) program.rates[at * RATES + i] = static_cast<float>(own[i]);
 }
 

@@ -25,9 +25,11 @@ struct Room {
     float *panel, *sums;  // sums: THREADS floats
 };
 
-// rows x cols elements of a matrix [.., pitch] into shared memory, 0 where it has none (rows_left, cols_left there are).
+// rows x cols elements of a matrix [.., pitch] into shared memory, 0 where it has none (rows_left, cols_left there
+// are).
 template <int ROWS, int COLS>
-__device__ void bring(bf16* into, int into_pitch, const bf16* from, int64_t pitch, int64_t rows_left, int64_t cols_left) {
+__device__ void bring(
+    bf16* into, int into_pitch, const bf16* from, int64_t pitch, int64_t rows_left, int64_t cols_left) {
     const bool whole = pitch % 8 == 0 && reinterpret_cast<uintptr_t>(from) % 16 == 0;
     for (int i = threadIdx.x; i < ROWS * (COLS / 8); i += THREADS) {
         const int row = i / (COLS / 8), col = i % (COLS / 8) * 8;

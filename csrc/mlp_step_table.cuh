@@ -23,7 +23,8 @@ struct Phase {
 };
 
 struct Param {
-    int64_t value, first, second, third, step, average, shadow, gradient, size, group, rule, form, counters, side, strip;
+    int64_t value, first, second, third, step, average, shadow, gradient;
+    int64_t size, group, rule, form, counters, side, strip;
 };
 
 constexpr int PHASE_FIELDS = sizeof(Phase) / 8, PARAM_FIELDS = sizeof(Param) / 8;
@@ -47,7 +48,7 @@ struct Program {
     const int64_t* numbers;  // [groups, 11, 2]: fp64 bits, or where it is not 0 the address of a float
     float* rates;            // [params, RATES]
     uintptr_t base;
-    int count;
+    int64_t count;
 
     template <typename T>
     __device__ T* at(int64_t slot) const {
@@ -62,6 +63,8 @@ struct Program {
     }
     __device__ const float* rate(int64_t param) const { return rates + param * RATES; }
 };
+constexpr int PROGRAM_FIELDS = sizeof(Program) / 8;
+static_assert(PROGRAM_FIELDS == 7, "fastgan/ops/mlp_step_launch.py writes them");
 
 // The sum of a value over the block, in a fixed order, for every thread; ``room`` is THREADS floats.
 __device__ inline float block_sum(float v, float* room) {

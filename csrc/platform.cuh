@@ -1,12 +1,13 @@
 // The words of CUDA that kernels are written in, under nvcc and, for tests without a GPU, under a C++ compiler.
 //
-// A kernel file includes this (or a header below it) and no header of CUDA. Two things that C++ cannot say have words of
-// their own, and kernels are launched by launch.cuh in the place of <<<>>>:
+// A kernel file includes this (or a header below it) and no header of CUDA. Two things that C++ cannot say have words
+// of their own, and kernels are launched by launch.cuh in the place of <<<>>>:
 //
 //     SHARED(name, type)      __shared__ type name, for types with commas and brackets: SHARED(tile, float[32][33])
 //     DYNAMIC_SHARED(name)    the launch's dynamic shared memory, as unsigned char*, aligned to 128 bytes
 //
-// bf16 and fp16 are the two 16-bit types; to_float(v), from_float<T>(v) and pack<T>(low, high) convert, to nearest even.
+// bf16 and fp16 are the two 16-bit types; to_float(v), from_float<T>(v) and pack<T>(low, high) convert, to nearest
+// even.
 #pragma once
 
 #include <cstdint>

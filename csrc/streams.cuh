@@ -1,7 +1,8 @@
-// Draws as functions of a seed and a clock: the bits of kernels/streams.py, kernels/philox.py and kernels/permutation.py.
+// Draws as functions of a seed and a clock: the bits of kernels/streams.py, kernels/philox.py and
+// kernels/permutation.py.
 //
-// Philox4x32 with 7 rounds, keyed by the seed; the lower half of its counter is the place in a draw, by fours, the upper
-// half the purpose (bits 56 and up) and the number of the draw.
+// Philox4x32 with 7 rounds, keyed by the seed; the lower half of its counter is the place in a draw, by fours, the
+// upper half the purpose (bits 56 and up) and the number of the draw.
 #pragma once
 
 #include "platform.cuh"
@@ -44,7 +45,8 @@ __device__ inline int permuted(int position, int n, uint64_t seed, int64_t epoch
         a += 0x9E3779B9u;
         int partner = static_cast<int>(below(word, n)) - x;
         if (partner < 0) partner += n;
-        const uint32_t hashed = mixed(static_cast<uint32_t>(x > partner ? x : partner) ^ (word + keys.w[2]), word ^ keys.w[3]);
+        const uint32_t larger = static_cast<uint32_t>(x > partner ? x : partner);
+        const uint32_t hashed = mixed(larger ^ (word + keys.w[2]), word ^ keys.w[3]);
         if (hashed >> 31) x = partner;
     }
     return x;

@@ -80,6 +80,7 @@ def ninja_file(nvcc: Path, compiler: str, torch: Path) -> str:
     depends = f"-I{SOURCES} -MD -MF $out.d -c $in -o $out"
     kernels = " ".join((*NVCC_FLAGS, *(f"-gencode={code}" for code in CODE)))
     bindings = " ".join((*BINDING_FLAGS, f"-isystem {torch / 'include'}"))
+    runtime = f"-cudart static -cudadevrt none -L{nvcc.resolve().parents[1] / 'lib'}"  # where PyPI's wheels have it
     torches = f"-L{torch / 'lib'} -Xlinker --no-as-needed -ltorch -ltorch_cpu"  # CUDA builds: libtorch_cuda with them
     lines = [
         "rule kernels",
@@ -89,7 +90,7 @@ def ninja_file(nvcc: Path, compiler: str, torch: Path) -> str:
         f"  command = {compiler} {bindings} {depends}",
         "  depfile = $out.d",
         "rule library",
-        f"  command = {nvcc} -shared -cudart static -o $out $in {torches} -ldl",
+        f"  command = {nvcc} -shared {runtime} -o $out $in {torches} -ldl",
     ]
     objects = []
     for source in sorted([*SOURCES.glob("*.cu"), *SOURCES.glob("*.cpp")]):

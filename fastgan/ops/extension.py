@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from fastgan.ops import activation as act
 
+if TYPE_CHECKING:
+    from fastgan.ops.mlp_step import Operands
+
 BUILT = Path(__file__).with_name("built")
 LIBRARY, ABSENT = BUILT / "fastgan_cuda.so", BUILT / "absent.txt"  # tools/cuda_extension.py writes one of them
 OPS = ("linear_act",)
+REGISTERED = ("linear_act", "linear_act_backward", "mlp_step", "mlp_step_members")
 DTYPES = (torch.bfloat16, torch.float16)
 LACKS = "the CUDA C++ extension has linear_act in bf16 and fp16; all else goes as under 'auto'"
 MOST_ROWS = 512  # of a batch: beyond, Triton's tiles have enough to do
@@ -37,7 +41,7 @@ def absent() -> str | None:
         torch.ops.load_library(str(LIBRARY))
     except (OSError, RuntimeError) as error:
         return f"{LIBRARY} does not load: {str(error).splitlines()[0]}"
-    for name in ("linear_act", "linear_act_backward"):  # they have no autograd, and nothing warns of it
+    for name in REGISTERED:  # they have no autograd, and nothing warns of it
         _fall_through().impl(name, torch.library.fallthrough_kernel)
     return None
 
@@ -77,7 +81,20 @@ def linear_act_backward(
     return _on_device_of(gy, call, gy, saved, x, w, gw, gb, _NUMBERS[activation], slope)
 
 
-def _on_device_of(operand: Tensor, call: Any, *arguments: object) -> Tensor:
+def mlp_step(operands: Operands, barrier: Tensor, blocks: int, iterations: int) -> None:
+    """Perform iterations of one GAN by so many blocks (0: as many as are resident); ``barrier``: one int32, 0 once."""
+    *tables, _, panel_rows = operands
+    call = torch.ops.fastgan_cuda.mlp_step.default
+    _on_device_of(barrier, call, *tables, barrier, panel_rows, blocks, iterations)
+
+
+def mlp_step_members(programs: Tensor, widths: tuple[int, int], panel_rows: int, blocks: int, iterations: int) -> None:
+    """Perform iterations of many GANs, each by one block; ``programs`` (members, 7): csrc/mlp_step_table.cuh."""
+    call = torch.ops.fastgan_cuda.mlp_step_members.default
+    _on_device_of(programs, call, programs, *widths, panel_rows, blocks, iterations)
+
+
+def _on_device_of(operand: Tensor, call: Any, *arguments: object) -> Any:
     device = operand.get_device()
     if device < 0 or device == _current_device():
         return call(*arguments)

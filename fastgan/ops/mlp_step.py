@@ -25,7 +25,7 @@ class Operands(NamedTuple):
     numbers: Tensor  # (groups, 11, 2): fp64 bits, or the address of an fp32 scalar
     rates: Tensor  # room
     widths: tuple[int, int]  # of the tables' rows
-    panel_rows: int
+    panel_rows: int  # the most that share a norm's statistics
 
 
 class Program:
@@ -55,6 +55,11 @@ class Program:
         """How many stages an iteration has: one barrier each."""
         return 1 + max(phase.stage for phase in self.interpreter.phases)
 
+    @property
+    def panel_rows(self) -> int:
+        """The most rows that share a norm's statistics: a block holds all of them at once."""
+        return max((phase.group for phase in self.interpreter.phases if phase.stats >= 0), default=0)
+
     def run(self, iterations: int = 1, order: random.Random | None = None) -> None:
         """Perform iterations by plain PyTorch. ``order`` shuffles what may run side by side."""
         self.interpreter.run(iterations, order)
@@ -82,5 +87,5 @@ class Program:
             torch.tensor(numbers, dtype=torch.int64, device=device),
             torch.full((len(written.parameters), RATES), float("nan"), device=device),
             (len(Phase._fields), len(Param._fields)),
-            max(phase.group for phase in self.interpreter.phases),
+            self.panel_rows,
         )

@@ -3,6 +3,7 @@
 Its argument is the library that was compiled for the host, by tests/cuda_host/harness.py.
 """
 
+import mmap
 import sys
 import warnings
 from pathlib import Path
@@ -14,6 +15,7 @@ import fastgan
 from fastgan.benchmarks.gate import Poisoned, check
 from fastgan.ops import backend, extension, linear_act
 
+MAP_NORESERVE = 0x4000  # of Linux; Python has the name from 3.13 on
 PHI = ("none", "relu", "leaky_relu", "tanh", "sigmoid")
 
 
@@ -91,7 +93,36 @@ def compiled_and_warned() -> None:
     assert len(ours) == 1 and "linear_act in bf16 and fp16" in ours[0], ours
 
 
+def far_apart() -> None:
+    """Rows, and terms, that lie more than 2^31 elements apart, in memory of which only they are touched."""
+    step, rows = 1_200_000_011, 3
+    room = mmap.mmap(-1, 2 * (rows * step + 64), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
+    whole = torch.frombuffer(room, dtype=torch.bfloat16)
+    w, gy = torch.randn(24, 16).bfloat16(), torch.randn(rows, 24).bfloat16()
+    for at, strides in enumerate(((step, 1), (step, 2), (1, step))):
+        shape = (rows, 16) if strides[1] != step else (16, rows)
+        x = whole[at * 16 :].as_strided(shape, strides).copy_(torch.randn(shape))
+        near, weight, g = x.clone(memory_format=torch.contiguous_format), w[:, : shape[1]], gy[:1].expand(shape[0], 24)
+        assert torch.equal(
+            extension.linear_act(x, weight, None, "none", 0.0), extension.linear_act(near, weight, None, "none", 0.0)
+        )
+        ours, wanted = torch.empty(2, 24, shape[1], dtype=torch.bfloat16).unbind()
+        for operand, gradient in ((x, ours), (near, wanted)):
+            extension.linear_act_backward(g, None, operand, None, gradient, None, "none", 0.0)
+        assert torch.equal(ours, wanted) and bool(ours.any())
+    far = whole[48:].as_strided((rows, 16), (step, 1)).copy_(torch.randn(rows, 16))  # a weight
+    x = torch.randn(5, 16).bfloat16()
+    near = far.clone(memory_format=torch.contiguous_format)
+    assert torch.equal(
+        extension.linear_act(x, far, None, "relu", 0.0), extension.linear_act(x, near, None, "relu", 0.0)
+    )
+    far = whole[64:].as_strided((rows, 24), (step, 1)).copy_(gy)  # a gradient
+    both = [extension.linear_act_backward(g, None, None, w, None, None, "none", 0.0) for g in (far, gy)]
+    assert torch.equal(*both)
+
+
 extension.LIBRARY = Path(sys.argv[1])
-for part in (compare, ask_for_some, autocast, compiled_and_warned):
+assert extension.absent() is None
+for part in (far_apart, compare, ask_for_some, autocast, compiled_and_warned):
     part()
 sys.stdout.write("all as it should be\n")

@@ -6,6 +6,7 @@ from torch import nn
 
 import fastgan
 from fastgan.nn import BatchNorm1dAct, LinearAct
+from fastgan.ops import mlp_step_launch
 from fastgan.ops.mlp_step_form import Param, Phase
 from fastgan.train import mlp_step
 from fastgan.train.capture import strict
@@ -135,6 +136,7 @@ def check(kernels, make, iterations=1, blocks=3, seed=1, most=1e-3):
 
 
 WIDE = {"batch_size": 66, "updates": "generator_first"}
+MANY = {"batch_size": 257, "data": POINTS.repeat(3, 1)}  # the panel's last 64 rows have one that is there
 CASES = {
     "fresh": ("none", "minimax", "sgd", {}, {"updates": "fresh"}),
     "shared": ("relu", "non_saturating", "adam", {"norms": "gd"}, {"updates": "shared", "n_critic": 2}),
@@ -145,6 +147,7 @@ CASES = {
     "images": ("relu", "hinge", "sgd dampened", {"images": True}, {"data": IMAGES, "flip": True}),
     "guarded": ("leaky_relu", "least_squares", "adam guarded", {}, {"on_nan": "skip", "updates": "generator_first"}),
     "beyond a tile": ("leaky_relu", "non_saturating", "adam", {"widths": (264, 20)}, WIDE),
+    "a panel of its own": ("relu", "hinge", "sgd", {"widths": (2, 3)}, MANY),
     "two samples": ("sigmoid", "wasserstein", "sgd", {"widths": (1, 3), "norms": "gd"}, {"batch_size": 2}),
 }
 
@@ -233,6 +236,13 @@ def test_a_barrier_that_is_missing_shows(kernels):
     run(kernels, ours, blocks=4, seed=3, change=joined)
     with pytest.raises(AssertionError):
         assert max(apart(ours, theirs)) < 1e-3
+
+
+def test_only_what_stands_behind_a_norm_needs_a_panel():
+    assert [program(parts=networks(norms=norms)).panel_rows for norms in ("", "gd")] == [12, 12]
+    plain = nn.Sequential(LinearAct(5, 3), nn.Linear(3, 6)), nn.Sequential(nn.Flatten(), nn.Linear(6, 1))
+    assert program(parts=plain).panel_rows == 0
+    assert [mlp_step_launch.shared_bytes(rows) - 48 * 1024 for rows in (0, 257)] == [256 * 64, 320 * 64]
 
 
 def test_a_table_of_another_form_is_refused(kernels):

@@ -1,10 +1,10 @@
 // The scheduler behind cuda_host.h: fibres, their meetings, shared memory and late copies.
 
 #include "cuda_host.h"
+#include "cuda_host_context.h"
 
 #include <sanitizer/asan_interface.h>
 #include <sys/mman.h>
-#include <ucontext.h>
 
 #include <deque>
 #include <map>
@@ -20,7 +20,6 @@ dim3 blockDim, gridDim;
 namespace cuda_host {
 namespace {
 
-constexpr size_t STACK = 256 * 1024;
 constexpr int MOST_SHARED = 227 * 1024, MOST_BYTES_A_COPY = 16;
 
 enum class State { ready, waiting, spinning, done };
@@ -41,7 +40,7 @@ struct Copy {
 };
 
 struct Fibre {
-    ucontext_t context;
+    Context context;
     void* fake_stack = nullptr;
     unsigned char* stack;
     Block* block;
@@ -53,8 +52,8 @@ struct Fibre {
     std::deque<std::vector<Copy>> copies;  // groups in flight; the last is still open
 };
 
-// Where a set of fibres waits for the last of them. Slots alternate, so that a fast one does not overwrite what a slow one
-// has yet to read: nobody comes to the meeting after the next before all have left this one.
+// Where a set of fibres waits for the last of them. Slots alternate, so that a fast one does not overwrite what a slow
+// one has yet to read: nobody comes to the meeting after the next before all have left this one.
 struct Meeting {
     std::vector<Fibre*> arrived;
     Slot slots[2][32];
@@ -76,7 +75,7 @@ struct Launch {
 
 Launch* now = nullptr;
 Fibre* self = nullptr;
-ucontext_t scheduler;
+Context scheduler;
 void* scheduler_stack = nullptr;
 const void* scheduler_bottom = nullptr;
 size_t scheduler_size = 0;
@@ -97,14 +96,14 @@ void resume(Fibre& fibre) {
     self = &fibre;
     threadIdx = fibre.thread, blockIdx = fibre.block->index;
     leaving(&scheduler_stack, fibre.stack, STACK);
-    swapcontext(&scheduler, &fibre.context);
+    change(scheduler, fibre.context);
     arrived(scheduler_stack, nullptr, nullptr);
 }
 
 void pause() {
     Fibre& me = *self;
     leaving(me.state == State::done ? nullptr : &me.fake_stack, scheduler_bottom, scheduler_size);
-    swapcontext(&me.context, &scheduler);
+    change(me.context, scheduler);
     arrived(me.fake_stack, &scheduler_bottom, &scheduler_size);
 }
 
@@ -133,11 +132,13 @@ void wait_at(const char* file, int line, State state) {
     std::map<std::string, std::pair<int, int>> groups;  // how many, and the first of them
     for (const Fibre& fibre : now->fibres) {
         const uint3 b = fibre.block->index;
-        std::string text = "block (" + std::to_string(b.x) + ", " + std::to_string(b.y) + ", " + std::to_string(b.z) + "): ";
+        const auto number = [](unsigned v) { return std::to_string(v); };
+        std::string text = "block (" + number(b.x) + ", " + number(b.y) + ", " + number(b.z) + "): ";
         if (fibre.state == State::done || fibre.state == State::ready)
             text += fibre.state == State::done ? "have returned" : "are on their way";
         else
-            text += std::string(fibre.state == State::spinning ? "poll at " : "wait at ") + fibre.file + ":" + std::to_string(fibre.line);
+            text += (fibre.state == State::spinning ? "poll at " : "wait at ") + std::string(fibre.file) + ":" +
+                    std::to_string(fibre.line);
         ++groups.try_emplace(text, 0, fibre.number).first->second.first;
     }
     std::fprintf(stderr, "cuda_host: %s\n", what.c_str());
@@ -194,7 +195,8 @@ void run_fibres() {
 }
 
 // Run the blocks numbered by ``which`` to their ends, side by side.
-void run_blocks(const std::vector<unsigned>& which, dim3 threads, int shared_bytes, const std::function<void()>& kernel) {
+void run_blocks(
+    const std::vector<unsigned>& which, dim3 threads, int shared_bytes, const std::function<void()>& kernel) {
     Launch launch;
     const int each = static_cast<int>(threads.x * threads.y * threads.z), warps = (each + 31) / 32;
     launch.shared_bytes = shared_bytes, launch.kernel = &kernel;
@@ -206,7 +208,8 @@ void run_blocks(const std::vector<unsigned>& which, dim3 threads, int shared_byt
         stacks.push_back(static_cast<unsigned char*>(p));
     }
     for (size_t b = 0; b < which.size(); ++b) {
-        launch.blocks[b].index = {which[b] % gridDim.x, which[b] / gridDim.x % gridDim.y, which[b] / gridDim.x / gridDim.y};
+        const unsigned row = which[b] / gridDim.x;
+        launch.blocks[b].index = {which[b] % gridDim.x, row % gridDim.y, row / gridDim.y};
         for (int t = 0; t < each; ++t) {
             Fibre& fibre = launch.fibres[b * each + t];
             fibre.block = &launch.blocks[b], fibre.stack = stacks[b * each + t];
@@ -214,11 +217,7 @@ void run_blocks(const std::vector<unsigned>& which, dim3 threads, int shared_byt
             fibre.thread = {t % threads.x, t / threads.x % threads.y, t / threads.x / threads.y};
             fibre.copies.resize(1);
             ASAN_UNPOISON_MEMORY_REGION(fibre.stack, STACK);
-            getcontext(&fibre.context);
-            fibre.context.uc_stack.ss_sp = fibre.stack, fibre.context.uc_stack.ss_size = STACK;
-            fibre.context.uc_link = nullptr;
-            makecontext(&fibre.context, enter, 0);
-            fibre.context.uc_stack.ss_sp = nullptr, fibre.context.uc_stack.ss_size = 0;  // else ASan wipes it at each switch
+            fibre.context.begin(fibre.stack, enter);
         }
     }
     now = &launch;
@@ -230,7 +229,8 @@ void run_blocks(const std::vector<unsigned>& which, dim3 threads, int shared_byt
 
 cudaError_t run(dim3 blocks, dim3 threads, int shared_bytes, bool cooperative, std::function<void()> kernel) {
     const uint64_t each = static_cast<uint64_t>(threads.x) * threads.y * threads.z, limit = (1u << 31) - 1;
-    if (each == 0 || each > 1024 || shared_bytes < 0 || shared_bytes > MOST_SHARED) return cudaErrorInvalidConfiguration;
+    if (each == 0 || each > 1024) return cudaErrorInvalidConfiguration;
+    if (shared_bytes < 0 || shared_bytes > MOST_SHARED) return cudaErrorInvalidConfiguration;
     if (blocks.x > limit || blocks.y > 65535 || blocks.z > 65535) return cudaErrorInvalidConfiguration;
     const size_t count = static_cast<size_t>(blocks.x) * blocks.y * blocks.z;
     if (count == 0) return cooperative ? cudaErrorInvalidConfiguration : cudaSuccess;
@@ -240,7 +240,8 @@ cudaError_t run(dim3 blocks, dim3 threads, int shared_bytes, bool cooperative, s
     for (size_t i = 0; i < count; ++i) order[i] = static_cast<unsigned>(seed == 1 ? count - 1 - i : i);
     if (seed > 1) std::shuffle(order.begin(), order.end(), lot);
     for (size_t done = 0; done < count;) {
-        const size_t resident = cooperative ? count : seed > 1 ? 1 + lot() % 3 : 1, end = std::min(count, done + resident);
+        const size_t resident = cooperative ? count : seed > 1 ? 1 + lot() % 3 : 1;
+        const size_t end = std::min(count, done + resident);
         run_blocks({order.begin() + done, order.begin() + end}, threads, shared_bytes, kernel);
         done = end;
     }
@@ -283,7 +284,8 @@ void* shared_array(const void* key, size_t bytes) {
     if (!place) {
         bytes = key ? bytes : static_cast<size_t>(now->shared_bytes);
         self->block->shared_bytes += bytes;
-        if (self->block->shared_bytes > MOST_SHARED) fail("cuda_host", 0, "a block has more than 227 KB of shared memory");
+        if (self->block->shared_bytes > MOST_SHARED)
+            fail("cuda_host", 0, "a block has more than 227 KB of shared memory");
         void* p = nullptr;
         if (posix_memalign(&p, 128, std::max<size_t>(bytes, 1))) fail("cuda_host", 0, "no memory");
         std::memset(p, 0xff, bytes);  // NaN in fp32, bf16 and fp16

@@ -2,8 +2,8 @@
 //
 // Offered: __global__ and its kin; threadIdx, blockIdx, blockDim, gridDim; SHARED and DYNAMIC_SHARED (platform.cuh);
 // __syncthreads and its votes, __syncwarp, __shfl_*_sync, __ballot/any/all_sync, __reduce_add_sync; atomics; mma,
-// load_matrices, copy_async (matrix.cuh); load_acquire, add_release, while_waiting, load_fresh (grid.cuh); bf16, fp16; a
-// few intrinsics; cudaMemsetAsync. What is missing does not compile: add it here.
+// load_matrices, copy_async (matrix.cuh); load_acquire, add_release, while_waiting, load_fresh (grid.cuh); bf16, fp16;
+// a few intrinsics; cudaMemsetAsync. What is missing does not compile: add it here.
 //
 // How it runs (cuda_host.cpp): one fibre per thread. A fibre runs until it waits, so that a seed decides whose turn it
 // is at barriers, shuffles and, for random seeds, at atomics. Seed 0: the lowest thread and block first. Seed 1: the
@@ -67,7 +67,8 @@ void spin(const char* file, int line);  // another fibre must write first what t
 void* shared_array(const void* key, size_t bytes);
 int vote(int mine, const char* file, int line);  // how many threads of the block say yes
 
-// All lanes of the mask put down up to 32 bytes each and see those of all 32: slots[lane], whole until their next meeting.
+// All lanes of the mask put down up to 32 bytes each and see those of all 32: slots[lane], whole until their next
+// meeting.
 struct Slot { alignas(8) unsigned char bytes[32]; };
 const Slot* exchange(unsigned mask, const void* mine, size_t bytes, const char* file, int line);
 
@@ -92,9 +93,10 @@ uint16_t float_to_half(float v);
 
 }  // namespace cuda_host
 
-#define SHARED(name, ...)                                                                   \
-    static const char name##_key = 0; /* its address tells the kernel's arrays apart */     \
-    auto& name = *static_cast<std::add_pointer_t<__VA_ARGS__>>(cuda_host::shared_array(&name##_key, sizeof(__VA_ARGS__)))
+#define SHARED(name, ...)                                                          \
+    static const char name##_key = 0; /* its address tells the kernel's arrays apart */ \
+    auto& name =                                                                   \
+        *static_cast<std::add_pointer_t<__VA_ARGS__>>(cuda_host::shared_array(&name##_key, sizeof(__VA_ARGS__)))
 #define DYNAMIC_SHARED(name) auto* name = static_cast<unsigned char*>(cuda_host::shared_array(nullptr, 0))
 
 // Numbers of 16 bits.
@@ -189,8 +191,12 @@ T atomicAnd(T* p, Same<T> v) { return atomically(p, [=](T old) { return old & v;
 template <typename T>
 T atomicExch(T* p, Same<T> v) { return atomically(p, [=](T) { return v; }); }
 template <typename T>
-T atomicCAS(T* p, Same<T> expected, Same<T> v) { return atomically(p, [=](T old) { return old == expected ? v : old; }); }
-inline unsigned atomicInc(unsigned* p, unsigned most) { return atomically(p, [=](unsigned old) { return old >= most ? 0 : old + 1; }); }
+T atomicCAS(T* p, Same<T> expected, Same<T> v) {
+    return atomically(p, [=](T old) { return old == expected ? v : old; });
+}
+inline unsigned atomicInc(unsigned* p, unsigned most) {
+    return atomically(p, [=](unsigned old) { return old >= most ? 0 : old + 1; });
+}
 
 inline unsigned load_acquire(const unsigned* word) { return cuda_host::take_turns(), *word; }
 inline unsigned add_release(unsigned* word, unsigned v) { return atomicAdd(word, v); }
@@ -244,7 +250,9 @@ void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], HERE) {
     }
 }
 inline void load_matrices(uint32_t (&r)[4], const void* row, HERE) { cuda_host::load_matrices<false>(r, row, AT); }
-inline void load_matrices_transposed(uint32_t (&r)[4], const void* row, HERE) { cuda_host::load_matrices<true>(r, row, AT); }
+inline void load_matrices_transposed(uint32_t (&r)[4], const void* row, HERE) {
+    cuda_host::load_matrices<true>(r, row, AT);
+}
 inline void copy_async(void* shared, const void* global, HERE) { cuda_host::copy_later(shared, global, AT); }
 inline void copy_commit() { cuda_host::commit_copies(); }
 template <int LEFT>

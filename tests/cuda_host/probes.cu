@@ -29,7 +29,8 @@ __global__ void tree_sum(const float* x, float* sums) {
     if (t == 0) sums[blockIdx.x] = part[0];
 }
 
-// d [16, 8] = a [16, 16] b [16, 8] by fragments that are loaded by hand (WAY 0) or from shared memory, b stored as (k, n).
+// d [16, 8] = a [16, 16] b [16, 8] by fragments that are loaded by hand (WAY 0) or from shared memory, b stored as (k,
+// n).
 template <typename T, int WAY>
 __global__ void product(const T* a, const T* b, float* d) {
     const int lane = threadIdx.x, group = lane / 4, pair = lane % 4 * 2;
