@@ -11,7 +11,7 @@ import torch
 from fastgan.data.dataset import Dataset, File, Modes, normalise
 from fastgan.errors import UserError, unknown
 
-__all__ = ["Dataset", "File", "Modes", "load", "names", "normalise"]
+__all__ = ["Dataset", "File", "Modes", "load", "names", "normalise", "splits"]
 
 
 @dataclass(frozen=True)
@@ -20,25 +20,41 @@ class _Source:
     path: Literal["none", "optional", "needed"]
     example: str = ""
     sized: bool = False  # its `load` takes `image_size` too, and makes images of that size
+    splits: tuple[str, ...] = ("train",)
+
+
+_BOTH = ("train", "test")
 
 
 _SOURCES = {
     "digits": _Source("fastgan.data.digits", "none"),
-    "mnist": _Source("fastgan.data.mnist", "optional", "mnist:FOLDER"),
-    "fashion-mnist": _Source("fastgan.data.mnist", "optional", "fashion-mnist:FOLDER"),
+    "mnist": _Source("fastgan.data.mnist", "optional", "mnist:FOLDER", splits=_BOTH),
+    "fashion-mnist": _Source("fastgan.data.mnist", "optional", "fashion-mnist:FOLDER", splits=_BOTH),
     "npz": _Source("fastgan.data.arrays", "needed", "npz:pictures.npz"),
     "npy": _Source("fastgan.data.arrays", "needed", "npy:pictures.npy"),
     "folder": _Source("fastgan.data.folder", "needed", "folder:PICTURES", sized=True),
     "wds": _Source("fastgan.data.shards", "needed", "wds:shard-{0000..0099}.tar", sized=True),
     "csv": _Source("fastgan.data.csv_file", "needed", "csv:table.csv"),
-    "ring8": _Source("fastgan.data.mixtures", "none"),
-    "grid25": _Source("fastgan.data.mixtures", "none"),
+    "people": _Source("fastgan.data.people", "none", splits=_BOTH),
+    "stacked-mnist": _Source("fastgan.data.stacked", "optional", "stacked-mnist:FOLDER", sized=True, splits=_BOTH),
+    "stacked-digits": _Source("fastgan.data.stacked", "none", sized=True),
+    "ring8": _Source("fastgan.data.mixtures", "none", splits=_BOTH),
+    "grid25": _Source("fastgan.data.mixtures", "none", splits=_BOTH),
+    "patterns8": _Source("fastgan.data.patterns", "none"),
 }
 
 
 def names() -> list[str]:
     """Names that `load` knows, sorted."""
     return sorted(_SOURCES)
+
+
+def splits(spec: str) -> tuple[str, ...]:
+    """The splits that `load` can read of a data set: ``train``, and ``test`` where it has one. Raises UserError."""
+    name = spec.partition(":")[0]
+    if name not in _SOURCES:
+        raise unknown("data set", name, _SOURCES)
+    return _SOURCES[name].splits
 
 
 def load(
@@ -54,10 +70,12 @@ def load(
 
     Args:
         spec: ``name`` or ``name:PATH``: ``digits``, ``mnist[:FOLDER]``, ``fashion-mnist[:FOLDER]``, ``npz:FILE``,
-            ``npy:FILE``, ``folder:FOLDER``, ``wds:SHARDS``, ``csv:FILE``, ``ring8``, ``grid25``.
+            ``npy:FILE``, ``folder:FOLDER``, ``wds:SHARDS``, ``csv:FILE``, ``people``, ``ring8``, ``grid25``,
+            ``stacked-mnist[:FOLDER]``, ``stacked-digits``, ``patterns8``.
         split: ``train``, or ``test`` where the data set has one.
         image_size: Side of the square images that the model wants; None takes them as they are. ``folder`` and
-            ``wds`` resize to it; elsewhere grey 28x28 images are padded to 32x32 with background, and that is all.
+            ``wds`` resize to it; elsewhere 28x28 digits and other grey images are padded to 32x32 with background, and
+            that is all.
         channels: Channels that the model wants; None takes them as they are.
         device: Where the data and the batches live.
         allow_download: Whether ``mnist`` and ``fashion-mnist`` may be downloaded into the cache.
@@ -75,8 +93,8 @@ def load(
         raise UserError(f"the data set {name!r} is built in and takes no path: say {name!r} instead of {spec!r}")
     if not path and (colon or source.path == "needed"):
         raise UserError(f"the data set {spec!r} names no path: say {source.example}")
-    if split not in ("train", "test"):
-        raise unknown("split", split, ("train", "test"))
+    if split not in _BOTH:
+        raise unknown("split", split, _BOTH)
     module = importlib.import_module(source.module)
     wanted = {"image_size": image_size} if source.sized else {}
     dataset: Dataset = module.load(name, path or None, split=split, allow_download=allow_download, **wanted)

@@ -22,6 +22,7 @@ from fastgan.errors import UserError
 
 FEW = 20  # an integer column of at most so many distinct values is one of categories
 MOST_CATEGORIES = 1000
+MOST_DECIMALS = 4  # that cells are written with; columns of longer ones have what float32 tells
 MOST_COLUMNS = 10_000
 CHUNK = 4096  # rows that are encoded at a time
 _DELIMITERS = (",", ";", "\t")
@@ -141,6 +142,7 @@ class _Seen:
         self.name = name
         self.values: array[float] | None = array("d")  # while every cell is a number
         self.whole = True
+        self.decimals: int | None = 0  # while no number has an exponent
         self.missing = False
         self.infinite: tuple[int, str] | None = None  # the first line with one, and its text
         self.texts: set[str] | None = set()  # while they are few
@@ -163,6 +165,8 @@ class _Seen:
             return
         self.values.append(value)
         self.whole = self.whole and is_integer(text)
+        if self.decimals is not None:
+            self.decimals = None if "e" in text.lower() else max(self.decimals, len(text.partition(".")[2]))
         if value == float("inf") and self.infinite is None:
             self.infinite = line, text
 
@@ -178,7 +182,8 @@ class _Seen:
             few = np.unique(values) if self.whole else values
             if not self.whole or len(few) > FEW:
                 kind: Kind = "integer" if self.whole else "float"
-                return Column(self.name, kind, fit(values), missing=self.missing)
+                decimals = None if self.whole or (self.decimals or 0) > MOST_DECIMALS else self.decimals
+                return Column(self.name, kind, fit(values), missing=self.missing, decimals=decimals)
             categories = [str(int(value)) for value in few]
         elif self.texts is None:
             line, text = self.odd or (0, "")

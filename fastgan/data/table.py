@@ -46,6 +46,7 @@ class Column:
     modes: tuple[Mode, ...] = ()
     categories: tuple[str, ...] = ()
     missing: bool = False  # whether numbers may be missing
+    decimals: int | None = None  # of a float, at most; None: as many as float32 has
 
     @property
     def choices(self) -> int:
@@ -85,15 +86,20 @@ class Column:
         means, sigmas, _ = np.asarray(self.modes).T
         at = np.where(absent, 0, chosen)
         values = points[:, 0].astype(np.float64) * (WIDTH * sigmas[at]) + means[at]
-        as_text = (lambda v: str(round(v))) if self.kind == "integer" else (lambda v: str(np.float32(v)))
-        return ["" if gone else as_text(value) for gone, value in zip(absent, values, strict=True)]
+        return ["" if gone else self._text(value) for gone, value in zip(absent, values, strict=True)]
+
+    def _text(self, value: float) -> str:
+        if self.kind == "integer":
+            return str(round(value))
+        return str(np.float32(value)) if self.decimals is None else str(round(float(value), self.decimals) + 0.0)
 
 
 @dataclass(frozen=True)
 class Table:
     """Columns in their order. `encode` and `decode` are each other's inverse.
 
-    Categories come back exactly, integers too where they lie within 2^22 of their mode's mean, floats to float32.
+    Categories come back exactly, integers too where they lie within 2^22 of their mode's mean, floats to float32, with
+    their column's decimals where those are known.
     """
 
     columns: tuple[Column, ...]
@@ -178,10 +184,13 @@ class Table:
 def _column(entry: dict[str, Any]) -> Column:
     modes = tuple((float(mean), float(sigma), float(weight)) for mean, sigma, weight in entry["modes"])
     categories = tuple(entry["categories"])
-    column = Column(entry["name"], entry["kind"], modes, categories, bool(entry["missing"]))
+    decimals = entry.get("decimals")
+    column = Column(entry["name"], entry["kind"], modes, categories, bool(entry["missing"]), decimals)
     numbers = column.kind != "category"
     if column.kind not in get_args(Kind) or not all(isinstance(word, str) for word in (column.name, *categories)):
         raise ValueError("a column of another kind")
+    if decimals is not None and (column.kind != "float" or type(decimals) is not int or not 0 <= decimals < 100):
+        raise ValueError(f"column {column.name!r} with decimals that are none")
     if bool(modes) != numbers or bool(categories) == numbers or len(set(categories)) < len(categories):
         raise ValueError(f"column {column.name!r} without its modes or categories")
     if not all(np.isfinite(mode).all() and mode[1] > 0 and mode[2] > 0 for mode in modes):

@@ -14,7 +14,20 @@ from fastgan.errors import UserError
 
 
 def test_names() -> None:
-    assert names() == ["csv", "digits", "fashion-mnist", "folder", "grid25", "mnist", "npy", "npz", "ring8", "wds"]
+    plain = [
+        "csv",
+        "digits",
+        "fashion-mnist",
+        "folder",
+        "grid25",
+        "mnist",
+        "npy",
+        "npz",
+        "patterns8",
+        "people",
+        "ring8",
+    ]
+    assert names() == [*plain, "stacked-digits", "stacked-mnist", "wds"]
 
 
 def test_digits() -> None:
