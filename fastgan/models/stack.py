@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fastgan.errors import UserError
 from fastgan.models.mlp import MLPDiscriminator, MLPGenerator
-from fastgan.nn import BatchNorm1dActStack, LinearAct, LinearActStack
+from fastgan.nn import BatchNorm1dActStack, LinearAct, LinearActStack, Maxout, MaxoutStack
 
 ACTIVATIONS: dict[type[nn.Module], str] = {
     nn.Identity: "none",
@@ -75,6 +75,8 @@ def _stacked(layers: Sequence[tuple[nn.Module, ...]]) -> Iterator[nn.Module]:
         first = alike[0]
         if isinstance(first, LinearAct):
             yield LinearActStack.of(alike)  # type: ignore[arg-type]
+        elif isinstance(first, Maxout):
+            yield MaxoutStack(alike)  # type: ignore[arg-type]
         elif isinstance(first, nn.BatchNorm1d):
             follows = rest[0][0] if rest else None
             name = ACTIVATIONS.get(type(follows), "") if follows is not None else ""

@@ -12,6 +12,7 @@ from fastgan.nn.linear import LinearAct
 from fastgan.nn.linear_act_stack import LinearActStack
 from fastgan.nn.loss import BCELoss, BCEWithLogitsLoss, GANLoss
 from fastgan.nn.maxout import Maxout
+from fastgan.nn.maxout_stack import MaxoutStack
 from fastgan.nn.minibatch_std import MinibatchStdLayer
 from fastgan.nn.sample_by_sample import sample_by_sample
 from fastgan.nn.spectral_norm import spectral_norm
@@ -38,6 +39,7 @@ __all__ = [
     "LinearAct",
     "LinearActStack",
     "Maxout",
+    "MaxoutStack",
     "MinibatchStdLayer",
     "sample_by_sample",
     "spectral_norm",
