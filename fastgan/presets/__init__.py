@@ -9,31 +9,29 @@ from typing import Any
 
 from fastgan.errors import UserError, require, unknown
 from fastgan.presets import plain
-from fastgan.presets.catalogue import ALIASES, PRESETS
+from fastgan.presets.catalogue import ABOUT, ALIASES, PRESETS
 from fastgan.presets.config import (
     MAY_CHANGE_ON_RESUME,
     SCHEDULED,
-    Adam,
-    Average,
     Config,
-    Network,
-    Penalty,
-    Schedule,
     difference,
     from_dict,
     nested,
     to_dict,
 )
+from fastgan.presets.groups import Average, CriticWarmup, Network, Optimizer, Penalty, Schedule
 
 __all__ = [
+    "ABOUT",
     "ALIASES",
     "MAY_CHANGE_ON_RESUME",
     "PRESETS",
     "SCHEDULED",
-    "Adam",
     "Average",
     "Config",
+    "CriticWarmup",
     "Network",
+    "Optimizer",
     "Penalty",
     "Schedule",
     "difference",
@@ -80,11 +78,14 @@ def keys_of(text: str, path: str | os.PathLike[str]) -> dict[str, Any]:
     return dict(values)
 
 
-def from_file(path: str | os.PathLike[str]) -> Config:
-    """A configuration from a YAML file; its key ``preset`` names the preset that the other keys are laid over."""
+def from_file(path: str | os.PathLike[str], *, whole: bool = False) -> Config:
+    """A configuration from a YAML file; its key ``preset`` names the preset that the other keys are laid over.
+
+    ``whole``: the file is a run's, which has every key of its day. What the preset has become since is left out of it.
+    """
     try:
         base, keys = start(read(path))
-        return from_dict(keys, base)
+        return from_dict(keys, Config(preset=base.preset) if whole else base)
     except UserError as error:
         where = "" if str(path) in str(error) else f"{path}: "
         raise UserError(f"{where}{error}") from error

@@ -8,90 +8,9 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args, get_type_hints
 
 from fastgan.errors import UserError, unknown
+from fastgan.presets import methods
+from fastgan.presets.groups import Average, CriticWarmup, Network, Optimizer, Penalty, Schedule
 from fastgan.presets.values import coerce
-
-
-@dataclass(frozen=True)
-class Network:
-    """A network by name; ``options`` are keywords of its constructor (see fastgan.models)."""
-
-    name: str = "mlp"
-    options: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Adam:
-    """Adam's hyperparameters, as torch.optim names them. Kingma and Ba, 2015; betas (.5, .999) are DCGAN's."""
-
-    lr: float = 2e-4
-    betas: tuple[float, float] = (0.5, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-
-    def __post_init__(self) -> None:
-        if min(self.lr, self.eps, self.weight_decay) < 0 or not all(0 <= beta < 1 for beta in self.betas):
-            raise UserError(
-                "an optimiser takes lr, eps and weight_decay of at least 0 and betas from 0 to below 1, not"
-                f" lr {self.lr:g}, eps {self.eps:g}, weight_decay {self.weight_decay:g}, betas {list(self.betas)}"
-            )
-
-
-@dataclass(frozen=True)
-class Penalty:
-    """What is added to the discriminator's loss: ``weight`` times a penalty, every n-th update n times as heavy.
-
-    Names and formulas are those of fastgan.objectives; ``r1_r2`` is the sum of both, ``none`` is nothing.
-    """
-
-    name: Literal["none", "gradient_penalty", "zero_centered", "r1", "r2", "r1_r2", "dragan"] = "none"
-    weight: float = 10.0
-    every: int = 1
-
-    def __post_init__(self) -> None:
-        choices = get_args(get_type_hints(Penalty)["name"])
-        if self.name not in choices:
-            raise unknown("penalty", self.name, choices)
-        if self.weight < 0 or self.every < 1:
-            raise UserError(
-                f"a penalty takes a weight of at least 0 and every of at least 1, not {self.weight:g} and {self.every}"
-            )
-
-
-@dataclass(frozen=True)
-class Average:
-    """The generator's weights averaged over its updates, with which samples are drawn; a ``decay`` of 0 keeps none.
-
-    ``decay`` and ``warmup`` are those of fastgan.optim.EMA. Karras et al., 2018, section 3 (of samples).
-    """
-
-    decay: float = 0.0
-    warmup: float = 10.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.decay < 1 or (self.warmup != 0 and self.warmup < 1):
-            raise UserError(
-                "an average takes a decay from 0 (none) to below 1 and a warmup of 0 (none) or at least 1, not"
-                f" {self.decay:g} and {self.warmup:g}"
-            )
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How a quantity moves: from its own key's value, held up to step ``begin``, ``to`` another within ``steps``."""
-
-    to: float
-    steps: int
-    begin: int = 0
-    shape: Literal["linear", "cosine", "exponential"] = "linear"
-
-    def __post_init__(self) -> None:
-        choices = get_args(get_type_hints(Schedule)["shape"])
-        if self.shape not in choices:
-            raise unknown("shape of a schedule", self.shape, choices)
-        if self.steps < 0 or self.begin < 0 or self.to < 0:
-            raise UserError(
-                f"a schedule takes to, steps and begin of at least 0, not {self.to:g}, {self.steps} and {self.begin}"
-            )
 
 
 @dataclass(frozen=True)
@@ -107,11 +26,27 @@ class Config:
 
     ``graph``: on a GPU, iterations are captured in CUDA graphs and replayed, ``unroll`` of them at a time.
 
+    ``one_launch``: a fully connected GAN's iterations go in one launch of one kernel: ``auto`` where that was measured
+    to be the faster way on this GPU, or under the backend ``cuda``; ``always``; or ``never``.
+
     ``resident``: ``never`` leaves the data on the host although the device has room for them: batches are read ahead
     there, as they are from a disk and where there is no room, by ``readers`` threads (0: as many as seem right).
 
+    ``pac``: the discriminator judges so many samples at a time, as one (PacGAN).
+
+    ``class_weight`` is that of the cross-entropy of a discriminator that guesses classes too (acgan), in both losses.
+
     ``noise`` is the standard deviation of normal noise on what the discriminator sees, real and fake (instance noise);
     ``flip`` mirrors each real image left to right with probability 1/2. ``schedules`` move what SCHEDULED names.
+
+    ``limit``: only the first so many samples of the data are trained on.
+
+    ``label_smoothing``: how much less than 1 the label of real samples is (Salimans et al., 2016, section 3.4: one
+    side). ``clip``: the discriminator's weights are clamped to [-clip, clip] after each of its updates (Arjovsky et
+    al., 2017, algorithm 1), 0 leaves them. ``critic_warmup``: iterations with more updates of it than ``n_critic``.
+
+    ``augment``: steps of DiffAugment (``color``, ``translation``, ``cutout``, joined by commas) through which the
+    discriminator sees every image, real and fake, in both players' updates (Zhao et al., 2020).
 
     ``balance``: ``auto`` skips updates of a discriminator that tells more than 4 of 5 samples of a batch rightly.
 
@@ -120,25 +55,35 @@ class Config:
 
     ``keep_best`` names a metric (BEST) of which the best checkpoint is kept in ``checkpoints/best``.
 
+    ``method``: what trains the networks, if no adversary by an objective: fastgan.presets.methods.
+
     ``tensorboard``: metrics and pictures go to ``tensorboard/`` in the run's folder too.
     """
 
     preset: str = "custom"
+    method: Literal["adversarial", "vae", "nce", "predictability"] = "adversarial"
     data: str = "digits"
     image_size: int | None = None
+    limit: int | None = None
     z_dim: int = 64
     latent: Literal["normal", "uniform", "discrete"] = "normal"
     generator: Network = Network()
     discriminator: Network = Network()
     objective: str = "non_saturating"
+    class_weight: float = 1.0
     penalty: Penalty = Penalty()
+    label_smoothing: float = 0.0
     n_critic: int = 1
+    critic_warmup: CriticWarmup = CriticWarmup()
+    clip: float = 0.0
+    pac: int = 1
     updates: Literal["fresh", "shared", "generator_first"] = "fresh"
-    generator_optimizer: Adam = Adam()
-    discriminator_optimizer: Adam = Adam()
+    generator_optimizer: Optimizer = Optimizer()
+    discriminator_optimizer: Optimizer = Optimizer()
     ema: Average = Average()
     noise: float = 0.0
     flip: bool = False
+    augment: str = ""
     balance: Literal["none", "auto"] = "none"
     on_nan: Literal["stop", "skip", "rollback"] = "stop"
     schedules: dict[str, Schedule] = field(default_factory=dict)
@@ -150,6 +95,7 @@ class Config:
     threads: int = 0
     graph: bool = True
     unroll: int = 1
+    one_launch: Literal["auto", "always", "never"] = "auto"
     resident: Literal["auto", "never"] = "auto"
     readers: int = 0
     log_every: int = 50
@@ -164,30 +110,40 @@ class Config:
         for name in COUNTS:
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.batch_size % self.pac:
+            raise UserError(
+                f"batch_size {self.batch_size} cannot be judged in packs of {self.pac}: take a multiple of {self.pac}"
+            )
         if not 0 <= self.seed < 2**32 - 2:
             raise UserError(f"seed must be between 0 and 2^32 - 3, not {self.seed}")
         for name in ("steps", "threads", "readers"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} must be at least 0, not {getattr(self, name)}")
+        if self.class_weight < 0:
+            raise UserError(f"class_weight must be at least 0, not {self.class_weight:g}")
         if self.noise < 0:
             raise UserError(f"noise is a standard deviation of at least 0, not {self.noise:g}")
-        for name, schedule in self.schedules.items():
-            if name not in SCHEDULED:
-                raise unknown("quantity to schedule", name, SCHEDULED)
-            if name.endswith(("beta1", "decay")) and schedule.to >= 1:
-                raise UserError(f"schedules.{name}: to has to be below 1, not {schedule.to:g}")
-            if schedule.shape == "exponential" and not (schedule.to > 0 and SCHEDULED[name](self) > 0):
-                raise UserError(f"schedules.{name}: an exponential one goes from above 0 to above 0; take linear")
-        if self.n_critic > 1 and self.updates == "generator_first":
+        if not 0 <= self.label_smoothing < 1 or self.clip < 0:
             raise UserError(
-                "updates=generator_first has one discriminator update a step: set n_critic=1 or updates=fresh"
+                "label_smoothing goes from 0 to below 1 and clip is at least 0, not"
+                f" {self.label_smoothing:g} and {self.clip:g}"
             )
+        if self.limit is not None and self.limit < 1:
+            raise UserError(f"limit must be at least 1, or null for all of the data, not {self.limit}")
+        for name in self.schedules:
+            _check_schedule(name, self)
+        if self.augment and self.pac > 1:
+            raise UserError("augment changes samples one by one, and pac has D judge several: leave one of them out")
+        if self.critic_warmup.most(self.n_critic) > 1 and self.updates == "generator_first":
+            more = "n_critic=1" if self.n_critic > 1 else "critic_warmup.updates=0"
+            raise UserError(f"updates=generator_first has one discriminator update a step: set {more} or updates=fresh")
         if self.keep_best not in (None, *BEST):
             raise unknown("metric to keep the best of", self.keep_best, BEST)
-        for name in ("latent", "updates", "balance", "on_nan", "precision", "resident"):
+        for name in ("method", "latent", "updates", "balance", "on_nan", "precision", "resident", "one_launch"):
             choices = get_args(get_type_hints(Config)[name])
             if getattr(self, name) not in choices:
                 raise unknown(name, getattr(self, name), choices)
+        methods.check(self)
 
 
 SCHEDULED: dict[str, Callable[[Config], float]] = {  # and where each starts
@@ -195,14 +151,37 @@ SCHEDULED: dict[str, Callable[[Config], float]] = {  # and where each starts
     "discriminator_lr": lambda config: config.discriminator_optimizer.lr,
     "generator_beta1": lambda config: config.generator_optimizer.betas[0],
     "discriminator_beta1": lambda config: config.discriminator_optimizer.betas[0],
+    "generator_momentum": lambda config: config.generator_optimizer.momentum,
+    "discriminator_momentum": lambda config: config.discriminator_optimizer.momentum,
     "ema_decay": lambda config: config.ema.decay,
     "noise": lambda config: config.noise,
     "penalty_weight": lambda config: config.penalty.weight,
 }
+
+
+def _check_schedule(name: str, config: Config) -> None:
+    """Raise UserError for a schedule of what is unknown, or that the configuration has no use for."""
+    if name not in SCHEDULED:
+        raise unknown("quantity to schedule", name, SCHEDULED)
+    schedule, start = config.schedules[name], SCHEDULED[name](config)
+    if name.endswith(("beta1", "decay", "momentum")) and schedule.to >= 1:
+        raise UserError(f"schedules.{name}: to has to be below 1, not {schedule.to:g}")
+    if schedule.shape == "exponential" and not (schedule.to > 0 and start > 0):
+        raise UserError(f"schedules.{name}: an exponential one goes from above 0 to above 0; take linear")
+    side, _, key = name.rpartition("_")
+    if key in ("beta1", "momentum"):
+        own: Optimizer = getattr(config, f"{side}_optimizer")
+        if not own.reads({"beta1": "betas"}.get(key, key)):
+            raise UserError(f"schedules.{name}: the {side}'s optimiser {own.name} has none: leave it out")
+        if key == "momentum" and not start:  # without any, the optimiser keeps no velocity
+            raise UserError(f"schedules.{name} starts from 0: set {side}_optimizer.momentum above 0, such as 0.5")
+
+
 BEST = ("diversity", "wasserstein", "loss_g")  # nearest to 1, nearest to 0, lowest
 COUNTS = (
     "z_dim",
     "n_critic",
+    "pac",
     "batch_size",
     "log_every",
     "sample_every",
@@ -213,7 +192,7 @@ COUNTS = (
 )
 FREQUENCIES = ("log_every", "sample_every", "checkpoint_every")
 KEEPING = ("keep_checkpoints", "keep_best", "tensorboard")
-RUNNING = ("steps", "device", "threads", "graph", "unroll", "resident", "readers", "on_nan")
+RUNNING = ("steps", "device", "threads", "graph", "unroll", "one_launch", "resident", "readers", "on_nan")
 MAY_CHANGE_ON_RESUME = frozenset({*FREQUENCIES, *KEEPING, *RUNNING})
 
 
@@ -241,7 +220,7 @@ def from_dict(values: Mapping[str, Any], base: Config | None = None) -> Config:
             )
         if hints[key] is Network:
             changes[key] = _network(key, value, getattr(base, key))
-        elif hints[key] in (Adam, Penalty, Average):
+        elif hints[key] in (Optimizer, Penalty, Average, CriticWarmup):
             changes[key] = _group(key, value, getattr(base, key))
         elif key == "schedules":
             changes[key] = _schedules(value, base.schedules)
@@ -293,8 +272,11 @@ def _network(key: str, value: Any, base: Network) -> Network:
 
 
 def _group(key: str, value: Any, base: Any) -> Any:
-    """Lay values over an optimiser or a penalty, whose name alone says enough of the latter."""
-    if isinstance(value, str) and isinstance(base, Penalty):
+    """Lay values over an optimiser, a penalty or the like; of those two the name alone says enough.
+
+    Of an optimiser that becomes another one, the learning rate is kept.
+    """
+    if isinstance(value, str) and isinstance(base, Penalty | Optimizer):
         value = {"name": value}
     what, example = EXAMPLES[type(base)]
     if not isinstance(value, Mapping):
@@ -303,7 +285,10 @@ def _group(key: str, value: Any, base: Any) -> Any:
     for name in value:
         if name not in hints:
             raise unknown(f"key of {key}", name, hints)
-    return replace(base, **{name: coerce(f"{key}.{name}", given, hints[name]) for name, given in value.items()})
+    given = {name: coerce(f"{key}.{name}", one, hints[name]) for name, one in value.items()}
+    if isinstance(base, Optimizer) and given.get("name", base.name) != base.name:
+        base = Optimizer(given["name"], base.lr)
+    return replace(base, **given)
 
 
 def _schedules(value: Any, base: Mapping[str, Schedule]) -> dict[str, Schedule]:
@@ -328,7 +313,8 @@ def _schedule(name: str, given: Any, base: Mapping[str, Schedule]) -> Schedule:
 
 SCHEDULE_EXAMPLE = "schedules.noise.to=0 and schedules.noise.steps=5000"
 EXAMPLES: dict[type, tuple[str, str]] = {
-    Adam: ("an optimiser", "lr=1e-4"),
+    Optimizer: ("an optimiser", "lr=1e-4"),
+    CriticWarmup: ("a group of keys", "updates=100"),
     Penalty: ("a penalty", "name=r1"),
     Average: ("an average", "decay=0.999"),
     Schedule: ("a schedule", "to=0"),

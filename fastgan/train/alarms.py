@@ -80,9 +80,12 @@ class _Rule:
 
 
 class Alarms:
-    """The alarms of a run, in ``raised`` and, where it has a folder, in ``alarms.csv`` there; ``aloud`` prints them."""
+    """The alarms of a run, in ``raised`` and, where it has a folder, in ``alarms.csv`` there; ``aloud`` prints them.
 
-    def __init__(self, objective: Objective) -> None:
+    Without an ``objective`` there are no adversaries to judge.
+    """
+
+    def __init__(self, objective: Objective | None) -> None:
         self.raised: list[Alarm] = []
         self.out: Path | None = None
         self.aloud = False
@@ -155,7 +158,9 @@ def _told(rule: _Rule, row: Row) -> str:
     return f"{numbers}; {ADVICE[rule.alarm]}" if rule.on else numbers
 
 
-def _rules(objective: Objective) -> list[_Rule]:
+def _rules(objective: Objective | None) -> list[_Rule]:
+    if objective is None:
+        return []
     guess = _cost_of_guessing(objective)
     names = ("loss_d", "d_real", "d_fake", "gradient_g")
     rules = [

@@ -1,16 +1,22 @@
-"""Whether what a checkpoint says of a training belongs to it: asked of all of it before any of it is put back."""
+"""Whether what a checkpoint says of a training belongs to it: asked of all of it before any of it is put back.
+
+And what it says of the data, by which a generator is built again without them.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from fastgan.data import Dataset
+from fastgan.data.table import Table
 from fastgan.errors import UserError
+from fastgan.ops.optimizer_table import dense, lies_as
 from fastgan.optim.one_launch import EXTRAS, OneLaunch
 from fastgan.train.checkpoint import Checkpoint
 from fastgan.train.metrics import Meter
@@ -19,6 +25,23 @@ NEEDED = ("images", "seconds", "drawn", "optimizer_scalars")  # plain values wit
 REST = re.compile(r"(?:rank[0-9]{1,9}\.)?(?:meter|meter_counts|rng\.(cpu|cuda|latents|noise|common))")
 ENTRY = re.compile(rf"(generator|discriminator)_optimizer\.([0-9]{{1,9}}|{EXTRAS})\.(.+)", re.DOTALL)
 COUNTS = {"skipped", "averaged"}  # of EXTRAS
+
+
+def described(data: Dataset, labelled: bool) -> dict[str, Any]:
+    """What a checkpoint says of the data: the shape of samples, a table's columns, and how many classes are told."""
+    values: dict[str, Any] = {"sample_shape": list(data.sample_shape)}
+    values |= {"table": data.table.to_json()} if data.table else {}
+    return values | ({"classes": len(data.classes)} if labelled else {})
+
+
+def check_table(checkpoint: Checkpoint, data: Dataset) -> None:
+    """Raise UserError where the data are rows of another table than the checkpoint's: numbers would mean others."""
+    stored = checkpoint.values.get("table")
+    if stored is not None and (data.table is None or Table.from_json(stored) != data.table):
+        raise UserError(
+            f"{data.name} is not the table that the run was trained on (its columns, their modes or categories differ):"
+            " resume with that file, or start a new run"
+        )
 
 
 def optimizer_state(side: str, optimizer: Optimizer, checkpoint: Checkpoint) -> dict[str, Any]:
@@ -37,8 +60,19 @@ def optimizer_state(side: str, optimizer: Optimizer, checkpoint: Checkpoint) -> 
     if any(index >= len(parameters) for index in content["state"]):
         raise _another(f"optimiser of the {side}")
     if isinstance(optimizer, OneLaunch):  # another one's state may have any shape
-        _check_moments(side, parameters, content["state"])
+        _check_moments(side, optimizer, content["state"])
+    for index, entries in content["state"].items():
+        entries |= {name: _lying_as(value, parameters[index]) for name, value in entries.items()}
     return content
+
+
+def _lying_as(value: Any, parameter: Tensor) -> Any:
+    """An entry in its parameter's memory order, by which fused optimisers go: files have rows, whatever was saved."""
+    if not isinstance(value, Tensor) or value.shape != parameter.shape or not dense(parameter):
+        return value
+    if lies_as(value, parameter):
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype, device=value.device, requires_grad=False).copy_(value)
 
 
 def check_training(checkpoint: Checkpoint, optimizers: Mapping[str, Any], meter: Meter) -> None:
@@ -75,11 +109,17 @@ def _check_generator(name: str, device: str | None, state: Tensor) -> None:
         raise _another(f"version: {name} is no state of a generator") from error
 
 
-def _check_moments(side: str, parameters: Sequence[Tensor], states: Mapping[int, Mapping[str, Any]]) -> None:
+def _check_moments(side: str, optimizer: OneLaunch, states: Mapping[int, Mapping[str, Any]]) -> None:
+    """Raise UserError unless the states are of such an optimiser, and fit its parameters."""
     keys: dict[bool, set[str]] = {}  # of real parameters, and of others
+    owned = [(parameter, group) for group in optimizer.param_groups for parameter in group["params"]]
     for index, entries in states.items():
-        parameter = parameters[index]
+        parameter, group = owned[index]
+        rule = optimizer._rule(group)
         fitting = all(_fits(value, parameter) for value in entries.values())
+        if rule is not None:
+            needed = {name for name, has in zip(optimizer.STATES, rule.states, strict=True) if has}
+            fitting = fitting and entries.keys() - {"step", "ema"} == needed
         if not fitting or keys.setdefault(parameter.is_floating_point(), set(entries)) != set(entries):
             raise _another(f"optimiser of the {side}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,13 +14,24 @@ from torch.optim import Optimizer
 
 from fastgan import data, models, optim
 from fastgan.data import Dataset
+from fastgan.data.table import Table
 from fastgan.errors import UserError, unknown
+from fastgan.models.nce import Noise
 from fastgan.ops import shadow
-from fastgan.presets import Adam, Config, Network
+from fastgan.ops.diff_augment import check_policy
+from fastgan.optim.one_launch import OneLaunch
+from fastgan.presets import Config, Network
+from fastgan.presets import Optimizer as Options
+from fastgan.presets.groups import USES
 from fastgan.presets.own import refuse
 from fastgan.presets.values import coerce
 from fastgan.train.capture import runner_for
+from fastgan.train.conditions import told
 from fastgan.train.dials import Dials
+from fastgan.train.idle import Idle
+from fastgan.train.packs import packed_shape
+
+OPTIMIZERS: dict[str, Any] = {"adam": optim.Adam, "adamw": optim.AdamW, "rmsprop": optim.RMSprop, "sgd": optim.SGD}
 
 
 def device(name: str) -> torch.device:
@@ -77,36 +89,61 @@ def data_read_once() -> Iterator[None]:
 
 def dataset(config: Config, where: torch.device) -> Dataset:
     """The data that the configuration names, on the device where it fits."""
-    known, key = _read.get(), (config.data, config.image_size, where, config.resident)
+    known, key = _read.get(), (config.data, config.image_size, config.limit, where, config.resident)
     if known is not None and key in known:
         return known[key]
-    found = data.load(config.data, image_size=config.image_size).to(where, resident=config.resident == "auto")
+    found = first(data.load(config.data, image_size=config.image_size), config)
+    found = found.to(where, resident=config.resident == "auto")
     if known is not None:
         known[key] = found
     return found
 
 
+def first(samples: Dataset, config: Config) -> Dataset:
+    """The samples that are trained on: the first ``config.limit``. Raises UserError where there are not so many."""
+    if config.limit is None:
+        return samples
+    if config.limit > len(samples):
+        raise UserError(f"limit {config.limit} is more than {samples.name} has ({len(samples)}): set limit=null")
+    labels = None if samples.labels is None else samples.labels[: config.limit]
+    return replace(samples, images=samples.images[: config.limit], labels=labels)
+
+
 def check(config: Config, samples: Dataset) -> None:
     """Raise UserError where the data are of another kind than the configuration's keys."""
-    if config.flip and len(samples.sample_shape) != 3:
+    images = len(samples.sample_shape) == 3
+    if config.flip and not images:
         raise UserError(f"flip mirrors images, and {samples.name} holds points: set flip=false")
+    if check_policy(config.augment) and not images:
+        raise UserError(f"augment is for images, and {samples.name} holds points: leave it out")
 
 
-def networks(config: Config, sample_shape: tuple[int, ...]) -> tuple[nn.Module, nn.Module]:
-    """Generator and discriminator on the CPU, initialised from ``config.seed`` alone, generator first."""
-    options = {side: _options(getattr(config, side), side) for side in ("generator", "discriminator")}
+def networks(
+    config: Config, sample_shape: tuple[int, ...], num_classes: int = 0, table: Table | None = None
+) -> tuple[nn.Module, nn.Module]:
+    """Generator and discriminator on the CPU, initialised from ``config.seed`` alone, generator first.
+
+    ``table`` is the one whose points the samples are. The discriminator takes packs of ``config.pac`` samples.
+    """
+    options = _options(config.discriminator, "discriminator")
     with _seeded(config):
-        return (
-            models.generator(config.generator.name, config.z_dim, sample_shape, options["generator"]),
-            models.discriminator(config.discriminator.name, sample_shape, options["discriminator"]),
-        )
+        made = _generator(config, sample_shape, num_classes, table)
+        first, *rest = sample_shape
+        judged, name = packed_shape((first + told(made), *rest), config.pac), config.discriminator.name
+        return made, models.discriminator(name, judged, options, num_classes, config.z_dim)
 
 
-def generator(config: Config, sample_shape: tuple[int, ...]) -> nn.Module:
+def generator(
+    config: Config, sample_shape: tuple[int, ...], num_classes: int = 0, table: Table | None = None
+) -> nn.Module:
     """The first of ``networks``, alone."""
-    options = _options(config.generator, "generator")
     with _seeded(config):
-        return models.generator(config.generator.name, config.z_dim, sample_shape, options)
+        return _generator(config, sample_shape, num_classes, table)
+
+
+def _generator(config: Config, sample_shape: tuple[int, ...], num_classes: int, table: Table | None) -> nn.Module:
+    options, spans = _options(config.generator, "generator"), table.spans if table else None
+    return models.generator(config.generator.name, config.z_dim, sample_shape, options, num_classes, spans)
 
 
 @contextmanager
@@ -116,38 +153,52 @@ def _seeded(config: Config) -> Iterator[None]:
         yield
 
 
-def adam(module: nn.Module, side: str, config: Config, dials: Dials) -> Optimizer:
-    """Adam over the parameters of one side's ``module`` that require a gradient, averaging the generator's.
+def optimizer(module: nn.Module, side: str, config: Config, dials: Dials) -> Optimizer:
+    """The optimiser of one side's ``module``, over its parameters that require a gradient.
 
-    Raises UserError where there are none.
+    It averages the generator's weights and clamps the discriminator's, where the configuration says so. Raises
+    UserError where there are no parameters.
     """
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    if not parameters and isinstance(module, Noise):
+        return Idle(dials.clock.device)
     if not parameters:
         raise UserError(f"{type(module).__name__} has no parameter that requires a gradient: there is nothing to train")
-    options: Adam = getattr(config, f"{side}_optimizer")
-    lr, beta1 = dials[f"{side}_lr"], dials[f"{side}_beta1"]
+    options: Options = getattr(config, f"{side}_optimizer")
+    lr = dials[f"{side}_lr"]
     if runner_for(dials.clock.device) is not None:  # a graph reads it anew at each replay: it can be changed in place
         lr = torch.as_tensor(lr, dtype=torch.float32, device=dials.clock.device)
-    moves = isinstance(beta1, Tensor)
-    capturable = config.graph and dials.clock.device.type == "cuda"  # where PyTorch's own step has to do
-    beta2 = torch.full_like(beta1, options.betas[1]) if isinstance(beta1, Tensor) else options.betas[1]
-    optimizer = optim.Adam(
+    made: OneLaunch = OPTIMIZERS[options.name](
         parameters,
         lr=lr,
-        betas=(beta1, beta2),
-        eps=options.eps,
         weight_decay=options.weight_decay,
-        fused=not moves,  # on the CPU one launch for all; but PyTorch's takes no beta that moves
-        foreach=False if moves else None,
-        capturable=capturable,
+        **_read_by(options, side, config, dials),
         ema=_average(config, dials) if side == "generator" else None,
+        weight_clip=config.clip or None if side == "discriminator" else None,
         shadow=torch.bfloat16 if shadowed(config, dials.clock.device) else None,
     )
-    if optimizer.shadow_dtype is not None:
+    if made.shadow_dtype is not None:
         for parameter in parameters:
             if parameter.dtype == torch.float32:
-                shadow.attach(parameter, optimizer.shadow(parameter))
-    return optimizer
+                shadow.attach(parameter, made.shadow(parameter))
+    return made
+
+
+def _read_by(options: Options, side: str, config: Config, dials: Dials) -> dict[str, Any]:
+    """What an optimiser takes beside lr and weight_decay, of which some may move; and how PyTorch's own is to step."""
+    taken: dict[str, Any] = {key: getattr(options, key) for key in USES[options.name]}
+    moving: float | Tensor = 0.0
+    if "betas" in taken:
+        moving, beta2 = dials[f"{side}_beta1"], options.betas[1]
+        taken["betas"] = (moving, torch.full_like(moving, beta2) if isinstance(moving, Tensor) else beta2)
+    if "momentum" in taken:
+        taken["momentum"] = moving = dials[f"{side}_momentum"]
+    moves = isinstance(moving, Tensor)
+    if options.name != "sgd":
+        taken["capturable"] = config.graph and dials.clock.device.type == "cuda"  # where PyTorch's own step has to do
+    if options.name != "rmsprop":
+        taken["fused"] = not moves  # on the CPU one launch for all; but PyTorch's takes no number that moves
+    return {**taken, "foreach": False if moves else None}
 
 
 def shadowed(config: Config, where: torch.device) -> bool:

@@ -59,13 +59,21 @@ class Team:
             return seed
         return int(np.random.SeedSequence((seed % 2**64, self.rank)).generate_state(1, np.uint32)[0])
 
-    def part(self, batch_size: int) -> tuple[int, int]:
-        """The first and the number of this process's rows of a batch. Raises UserError unless all have as many."""
+    def part(self, batch_size: int, pac: int = 1) -> tuple[int, int]:
+        """The first and the number of this process's rows of a batch.
+
+        Raises UserError unless all have as many, in whole packs of ``pac``.
+        """
         rows, rest = divmod(batch_size, self.size)
         if rest or not rows:
             raise UserError(
                 f"batch_size {batch_size} is the whole batch and cannot be shared out equally to {self.size} processes:"
                 f" take a multiple of {self.size}"
+            )
+        if rows % pac:
+            raise UserError(
+                f"batch_size {batch_size} gives {self.size} processes {rows} samples each, which are no whole packs of"
+                f" {pac}: take a multiple of {self.size * pac}"
             )
         return self.rank * rows, rows
 

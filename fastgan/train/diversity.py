@@ -23,7 +23,7 @@ class Diversity:
     """
 
     def __init__(self, sample_shape: Sequence[int], device: torch.device) -> None:
-        size = math.prod(sample_shape)
+        self._size = size = math.prod(sample_shape)
         random = torch.Generator().manual_seed(0)
         self._directions = torch.randn(size, PROJECTIONS, generator=random).to(device)
 
@@ -34,4 +34,5 @@ class Diversity:
         return (of_fake / of_real.clamp_min(SMALLEST)).mean()
 
     def _spread(self, samples: Tensor) -> Tensor:
-        return peers.var_mean(samples.flatten(1).float() @ self._directions, [0])[0].sqrt()
+        own = samples.flatten(1)[:, : self._size]  # without the condition that may stand behind
+        return peers.var_mean(own.float() @ self._directions, [0])[0].sqrt()

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fastgan import ops
 from fastgan.data import Dataset, normalise
+from fastgan.errors import UserError
 from fastgan.presets import Config
 from fastgan.train.capture import runner_for
 from fastgan.train.dials import Dials
@@ -31,6 +32,9 @@ class Draws(Protocol):
 
     def real(self, at: int) -> Tensor:
         """A batch of real samples, flipped and with noise where the configuration says so."""
+
+    def labelled(self, at: int) -> tuple[Tensor, Tensor]:
+        """The same batch with its labels (n,), int64."""
 
     def z(self, at: int) -> Tensor:
         """A batch of latents."""
@@ -53,8 +57,9 @@ class HostDraws:
     ) -> None:
         self._first, self._rows = part or (0, config.batch_size)
         self.batches = RealBatches(data, config.batch_size, config.seed, part)
-        self._n_critic = config.n_critic
+        self._n_critic = config.n_critic  # of a feeder's steps
         self.feeder = feeder_of(data, config, self.batches.rows, self._rows, device)
+        self._named = RealBatches(data, config.batch_size, config.seed, part)  # the feeder's threads ask the other
         self.latents = Latents(config.latent, config.z_dim, device, config.seed + LATENTS)
         self._size, self._flip = config.batch_size, config.flip
         self._sigma = dials["noise"] if config.noise or "noise" in dials.names else None
@@ -67,6 +72,12 @@ class HostDraws:
             coins = torch.rand(self._size, 1, 1, 1, device=samples.device, generator=self._noise)
             samples = torch.where(self._own(coins) < 0.5, samples.flip(-1), samples)
         return self.noisy(samples, at)
+
+    def labelled(self, at: int) -> tuple[Tensor, Tensor]:
+        """The next batch with its labels."""
+        labels, rows = self._named.data.labels, self._named.rows(self.batches.drawn)
+        assert labels is not None
+        return self.real(at), labels[rows.to(labels.device)]
 
     def _fed(self, feeder: Feeder) -> Tensor:
         """The next batch, of those that were read ahead."""
@@ -132,7 +143,8 @@ class ClockDraws:
         self._sigma = None
         if isinstance(noise, Tensor) or noise:
             self._sigma = torch.as_tensor(noise, dtype=torch.float32, device=data.device)
-        self._per_step = config.n_critic + 1  # of latents and of noise: G's own may be one more
+        self._updates = config.critic_warmup.most(config.n_critic)  # places for batches in a step: some may stay empty
+        self._per_step = self._updates + 1  # of latents and of noise: G's own may be one more
         self.feeder = feeder_of(data, config, self.rows, self._rows, data.device)
 
     def rows(self, number: int) -> Tensor:
@@ -143,29 +155,44 @@ class ClockDraws:
 
     def running(self) -> AbstractContextManager[None]:
         """Context of all iterations: readers begin where the clock has come to."""
-        return nullcontext() if self.feeder is None else self.feeder.running(int(self._clock) * self._config.n_critic)
+        return nullcontext() if self.feeder is None else self.feeder.running(int(self._clock) * self._updates)
 
     def ready(self, iterations: int) -> AbstractContextManager[object]:
         """Context of the next iterations, whose batches then lie in the ring."""
-        return nullcontext() if self.feeder is None else self.feeder.lent(iterations * self._config.n_critic)
+        return nullcontext() if self.feeder is None else self.feeder.lent(iterations * self._updates)
 
     def real(self, at: int) -> Tensor:
         """Batch ``at`` of this iteration: one launch."""
+        samples = self._batch(at)
+        assert isinstance(samples, Tensor)
+        return samples
+
+    def labelled(self, at: int) -> tuple[Tensor, Tensor]:
+        """Batch ``at`` of this iteration with its labels: one launch where the data lie on the device."""
+        labels = self.data.labels
+        assert labels is not None
+        if self.feeder is None:
+            samples, labels = self._batch(at, labels)
+            return samples, labels
+        config, site = self._config, (self._updates, at)
+        index = ops.chosen(self._clock, n=len(self.data), batch_size=config.batch_size, seed=config.seed, site=site)
+        return self.real(at), labels[index[self._first :][: self._rows]]
+
+    def _batch(self, at: int, labels: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         config = self._config
-        samples = ops.real_batch(
+        return ops.real_batch(
             self.data.images if self.feeder is None else self.feeder.lying(),
             self._clock,
             batch_size=config.batch_size,
             seed=config.seed,
-            site=(config.n_critic, at),
+            site=(self._updates, at),
             flip=config.flip,
             noise=self._sigma,
             dtype=self._dtype,
             part=self._part,
             in_order=self.feeder is not None,
+            labels=labels,
         )
-        assert isinstance(samples, Tensor)  # without labels
-        return samples
 
     def z(self, at: int) -> Tensor:
         """Latents ``at`` of this iteration: one launch."""
@@ -196,7 +223,7 @@ class ClockDraws:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Nothing but the step, which is kept anyway."""
-        return {}, {"drawn": int(self._clock) * self._config.n_critic}
+        return {}, {"drawn": int(self._clock) * self._updates}
 
     def load(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """The clock says it all."""
@@ -207,6 +234,11 @@ def feeder_of(data: Dataset, config: Config, rows: Rows, size: int, device: torc
     there = not data.resident or data.file is not None or config.resident == "never"
     if not there or data.images.device.type != "cpu":
         return None
+    if config.critic_warmup.updates:
+        raise UserError(
+            "critic_warmup takes batches in no fixed number, and data that are read ahead come so: set"
+            " critic_warmup.updates=0, or have the data on the device"
+        )
     at_once = config.unroll * config.n_critic
     return Feeder(data, device, rows, size, at_once=at_once, readers=config.readers)
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from fastgan.errors import NonFiniteError, UserError, require
 from fastgan.presets import Config, from_dict, nested, preset
-from fastgan.train import build, checkpoint, ensemble_folder, ensemble_pictures
+from fastgan.train import build, checkpoint, ensemble_folder, ensemble_pictures, one_launch
 from fastgan.train.capture import runner_for
 from fastgan.train.draws import ClockDraws
 from fastgan.train.ensemble_plan import Plan
@@ -23,7 +24,8 @@ from fastgan.train.ensemble_step import StackStep
 from fastgan.train.ensemble_summary import Summary, shown, summarise
 from fastgan.train.lock import held
 from fastgan.train.metrics import Row
-from fastgan.train.replays import Eagerly, Replays
+from fastgan.train.one_launch import Way
+from fastgan.train.replays import runs_all
 from fastgan.train.show import describe, progress_bar
 from fastgan.train.signals import Interrupts
 from fastgan.train.trainer import Trainer
@@ -246,6 +248,7 @@ class Ensemble:
         config, quiet = self.config, cast("tqdm[Any]", _Quiet())
         started, first = time.perf_counter(), self.step
         seconds, images = [t.seconds for t in self.members], [t.images for t in self.members]
+        updates = partial(config.critic_warmup.before, n_critic=config.n_critic)
         if first < total:
             self._each(lambda trainer: trainer._journal.proceed(), progress)
         step = first
@@ -259,7 +262,7 @@ class Ensemble:
             elapsed = time.perf_counter() - started
             for trainer, before, were in zip(self.members, seconds, images, strict=True):
                 trainer.step, trainer.seconds = step, before + elapsed
-                trainer.images = were + (step - first) * config.n_critic * config.batch_size
+                trainer.images = were + (updates(step) - updates(first)) * config.batch_size
             bar.update(stretch)
             whole = step % config.log_every == 0
             saves = self.out is not None and step % config.checkpoint_every == 0
@@ -316,18 +319,14 @@ class Ensemble:
         real = self.data.images[:1000]
         ensemble_pictures.save_summary(out / "summary.png", samples, self.history, titles=titles, real=real)
 
-    def _runner(self) -> Replays | Eagerly:
-        """What runs iterations: graphs on a GPU, unless the data lie elsewhere; the step itself on a CPU."""
-        runner = runner_for(self.device)
-        step: Any = self._iterate
-        if runner is None or not self.config.graph or not isinstance(self.members[0]._draws, ClockDraws):
-            return Eagerly(step)
-        state: list[object] = [*self._iterate.buffers]
-        for trainer in self.members:
-            meter, dials = trainer._meter, trainer.dials
-            state += [*vars(trainer.players).values(), dials.clock, dials.values, meter.sums, meter.counts]
-            state += trainer._guard.kept
-        return Replays(step, state, runner)
+    def _runner(self) -> Way:
+        """What runs iterations: launches, a block to a member; graphs on a GPU; the step itself on a CPU."""
+        by_clock = self.config.graph and isinstance(self.members[0]._draws, ClockDraws)
+        parts = [(own._iterate, own.dials, own._guard.kept) for own in self.members]
+        otherwise = runs_all(cast(Any, self._iterate), parts, runner_for(self.device) if by_clock else None)
+        members = [(own._iterate, own.config, own.data) for own in self.members]
+        self.one_launch = one_launch.choose(members, self.device, apart=True)
+        return one_launch.one_to_a_block(members, otherwise) if self.one_launch.taken else otherwise
 
 
 def _name(at: int) -> str:

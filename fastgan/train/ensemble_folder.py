@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fastgan.errors import UserError
-from fastgan.presets import from_dict, preset, to_dict
-from fastgan.presets.catalogue import PRESETS
+from fastgan.presets import from_dict, to_dict
 from fastgan.presets.config import Config
 from fastgan.train import checkpoint, run
 from fastgan.train.ensemble_plan import Plan
@@ -119,9 +118,7 @@ def read(path: Path) -> Stored:
 
 def _config(content: Mapping[str, Any]) -> Config:
     values = dict(content["config"])
-    name = values.pop("preset")
-    base = preset(name) if name in PRESETS else Config(preset=str(name))
-    return from_dict(values, base)
+    return from_dict(values, Config(preset=str(values.pop("preset"))))  # whatever the preset has become
 
 
 def _whole(value: Any) -> int:

@@ -95,15 +95,25 @@ def _listed(key: str, values: Any) -> tuple[Any, ...]:
     return tuple(values)
 
 
+def _families(config: Config) -> set[str]:
+    return {config.generator.name, config.discriminator.name}
+
+
 def _check(config: Config) -> None:
     """Raise UserError for a configuration of which no ensemble can be trained."""
     for side in ("generator", "discriminator"):
         name = getattr(config, side).name
         if name != FAMILY:
-            able = ", ".join(preset for preset, own in PRESETS.items() if own.generator.name == FAMILY)
+            able = ", ".join(preset for preset, own in PRESETS.items() if _families(own) == {FAMILY} and own.pac == 1)
             raise UserError(
                 f"an ensemble stacks networks of the family {FAMILY} (presets {able}), and the {side} is {name}:"
                 " train each run by itself"
             )
+    if config.augment:
+        raise UserError("members of an ensemble see samples as they are: leave out augment")
+    if config.pac > 1:
+        raise UserError(
+            f"members of an ensemble judge single samples, not packs of {config.pac}: train runs one by one"
+        )
     if config.on_nan == "rollback":
         raise UserError("members of an ensemble go on side by side, and none rolls back: set on_nan=stop or skip")

@@ -62,7 +62,7 @@ class StackStep:
     ) -> None:
         self.steps, self._streams, self._noisy = list(steps), list(streams), noisy
         first = steps[0]
-        self._n_critic, self._bf16 = first.n_critic, first.bf16
+        self._bf16 = first.bf16
         self._critic = first.meter.critic
         self._objective = first.objective
         self.generator = Stack([step.players.generator for step in steps])
@@ -91,21 +91,21 @@ class StackStep:
         self._iterate(pattern)
 
     def _fresh(self, pattern: Pattern) -> None:
-        for at in range(self._n_critic):
+        for at in range(pattern.updates):
             with torch.no_grad():
                 fake = self._generate(at)
             real = self._real(at)
             seen = self._update_discriminator(real, fake, at, pattern)
-            self._next_update(at, seen)
-        moved = self._update_generator(real, self._generate(self._n_critic), pattern)
+            self._next_update(at, seen, pattern)
+        moved = self._update_generator(real, self._generate(pattern.updates), pattern)
         self._end(seen, moved)
 
     def _shared(self, pattern: Pattern) -> None:
-        for at in range(self._n_critic):
+        for at in range(pattern.updates):
             fake = self._generate(at)
             real = self._real(at)
             seen = self._update_discriminator(real, fake.detach(), at, pattern)
-            self._next_update(at, seen)
+            self._next_update(at, seen, pattern)
         self._end(seen, self._update_generator(real, fake, pattern))
 
     def _generator_first(self, pattern: Pattern) -> None:
@@ -131,13 +131,13 @@ class StackStep:
         self, real: Tensor, fake: Tensor, real_logits: Tensor, fake_logits: Tensor, at: int, pattern: Pattern
     ) -> Seen:
         """Form the discriminators' gradients; return what is seen on the way."""
-        losses = torch.vmap(self._objective.discriminator)(real_logits, fake_logits)
+        losses = torch.vmap(self.steps[0].losses.of_discriminator)(real_logits, fake_logits)
         self._to_discriminator.place(torch.autograd.grad(losses.sum(), self._to_discriminator.weights))
         seen = self._told(loss_d=losses, **self._scores(real_logits, fake_logits))
         if pattern.penalties[at]:
             self._penalise(real, fake, seen)
         self._balance(real_logits, fake_logits, seen)
-        if pattern.watched and at == self._n_critic - 1:
+        if pattern.watched and at == pattern.updates - 1:
             for own, step, x, y in zip(seen, self.steps, real, fake, strict=True):
                 if step.watch.diversity is not None:
                     own["diversity"] = step.watch.diversity(x, y)
@@ -171,7 +171,7 @@ class StackStep:
         return {"d_real": real, "d_fake": fake}
 
     def _update_generator(self, real: Tensor, fake: Tensor, pattern: Pattern) -> Seen:
-        fake = self._add_noise(fake, self._n_critic)
+        fake = self._add_noise(fake, pattern.updates)
         if self._objective.needs_real:
             real_logits, fake_logits = self._judge(real, fake)
             losses = self._losses(fake_logits, real_logits)
@@ -228,9 +228,9 @@ class StackStep:
         apart = [value.detach().unbind() for value in values.values()]
         return [dict(zip(values, own, strict=True)) for own in zip(*apart, strict=True)]
 
-    def _next_update(self, at: int, seen: Seen) -> None:
+    def _next_update(self, at: int, seen: Seen, pattern: Pattern) -> None:
         """Note what the discriminators' updates before the last one have seen."""
-        if at < self._n_critic - 1:
+        if at < pattern.updates - 1:
             for step, own in zip(self.steps, seen, strict=True):
                 step.meter.observe(ends=False, **own)
 

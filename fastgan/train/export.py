@@ -67,6 +67,8 @@ def write(generator: Generator, path: Path, format: str, opset: int | None = Non
         raise unknown("format", format, SUFFIXES)
     if opset is not None and format != "onnx":
         raise UserError(f"an opset is ONNX's, and the format is {format}: leave --opset out, or give --format onnx")
+    if format != "safetensors" and getattr(generator.module, "random", False):
+        raise UserError("the generator draws random numbers of its own, and no program does: give --format safetensors")
     for package in PACKAGES[format]:
         require(package, extra="export" if format == "onnx" else None, why=f"exporting to {format}")
     try:

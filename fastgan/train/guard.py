@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from typing import Any
 
@@ -27,12 +27,12 @@ class Guard:
 
     ``stop``: nothing here. ``skip``: optimisers leave out, whole, each step with a gradient that is not finite, and
     buffers take back what is not. ``rollback``: the state is the Trainer's to put back; this lowers the learning rates
-    by ``factor``, which checkpoints keep.
+    by ``factor``, which checkpoints keep. ``critic_updates``: of how many of its updates so many steps consist.
     """
 
-    def __init__(self, mode: str, players: Players, dials: Dials, n_critic: int) -> None:
+    def __init__(self, mode: str, players: Players, dials: Dials, critic_updates: Callable[[int], int]) -> None:
         self.mode, self.factor, self.rollbacks = mode, 1.0, 0
-        self._dials, self._updates = dials, (1, n_critic)  # of each player in a step
+        self._dials, self._updates = dials, (int, critic_updates)  # of each player in the first so many steps
         self._optimizers = [players.generator_optimizer, players.discriminator_optimizer]
         self._told, self._new = [0, 0], [0, 0]
         self._stuck = [0, 0]  # rows in a row in which a player did not move
@@ -70,10 +70,11 @@ class Guard:
         """Take note of a whole row of so many steps. Raises NonFiniteError where a player has not moved for a while."""
         if row["skipped"] is None:
             return
+        last = int(row["step"] or 0)
         for at, side in enumerate(SIDES):
-            skipped = self._new[at] - self._told[at]
+            skipped, updates = self._new[at] - self._told[at], self._updates[at](last) - self._updates[at](last - steps)
             lost = skipped - (int(row["balanced"] or 0) if side == "discriminator" else 0)
-            self._stuck[at] = self._stuck[at] + 1 if lost > 0 and skipped >= steps * self._updates[at] else 0
+            self._stuck[at] = self._stuck[at] + 1 if lost > 0 and skipped >= updates else 0
             if self._stuck[at] >= ROWS:
                 raise NonFiniteError(
                     f"every update of the {side} was skipped in {ROWS} rows up to step {row['step']}, for gradients"

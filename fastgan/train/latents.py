@@ -23,10 +23,14 @@ class Layout:
     label: int | None = None  # all of one class
     class_rows: bool = False  # each row of one class, all from the same latents
 
+    @property
+    def own(self) -> int:
+        """How many samples have latents of their own."""
+        return (self.columns or self.n) if self.class_rows else self.n
+
     def latents(self, kind: str, z_dim: int, random: torch.Generator, truncation: float | None = None) -> Tensor:
         """Draw the latents ``(n, z_dim)`` of all samples."""
-        columns = self.columns or self.n
-        own = columns if self.class_rows else self.n  # samples with latents of their own
+        columns, own = self.columns or self.n, self.own
         if not self.interpolate:
             z = drawn(kind, z_dim, own, random, truncation)
         else:

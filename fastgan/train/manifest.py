@@ -123,7 +123,7 @@ KINDS: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("skipped", "stuck"), _pair),
     "seconds": lambda value: _number(value) and value >= 0,
     "lr_factor": lambda value: _number(value) and 0 < value <= 1,
-    "latent_device": _named,
+    **dict.fromkeys(("latent_device", "table"), _named),
     "sample_shape": lambda value: isinstance(value, list) and all(_count(side) and 0 < side < 2**20 for side in value),
     "best": lambda value: isinstance(value, dict) and _named(value.get("metric")) and _number(value.get("value")),
     "optimizer_scalars": lambda value: isinstance(value, dict),

@@ -13,6 +13,7 @@ from fastgan.data import Dataset
 from fastgan.objectives import OBJECTIVES
 from fastgan.ops.gan_loss_formulas import RECIPES
 from fastgan.ops.mlp_step import Program
+from fastgan.ops.mlp_step_measured import Size
 from fastgan.ops.mlp_step_recipe import Recipe, Side
 from fastgan.ops.optimizer_step import Number, Rule
 from fastgan.optim.entries import entry
@@ -34,7 +35,10 @@ def applies(step: Step, config: Config, data: Dataset) -> str | None:
                 _check_side(side, getattr(step.players, side), getattr(step.players, f"{side}_optimizer"))
             except Refused as refused:
                 raise Refused(f"the {side}: {refused}") from None
-        if layers_of(step.players.generator)[-1].weight.shape[0] != data.images[0].numel():
+        layers = layers_of(step.players.generator)
+        if layers[0].weight.shape[1] != config.z_dim:
+            raise Refused("the generator takes more than latents")
+        if layers[-1].weight.shape[0] != data.images[0].numel():
             raise Refused("the generator's samples are not of the data's size")
     except Refused as refused:
         return str(refused)
@@ -44,6 +48,13 @@ def applies(step: Step, config: Config, data: Dataset) -> str | None:
 def takes(pattern: Pattern) -> bool:
     """Whether the table has all that this iteration does; others go by the step itself, from the same state."""
     return not any(pattern.penalties) and not pattern.watched
+
+
+def size(step: Step, config: Config, members: int = 0) -> Size:
+    """Return what an iteration's time depends on, of one training or of an ensemble's."""
+    networks = step.players.generator, step.players.discriminator
+    weights = sum(parameter.numel() for network in networks for parameter in network.parameters())
+    return Size(weights, config.batch_size, config.n_critic + (config.updates == "fresh"), members)
 
 
 def program(step: Step, config: Config, data: Dataset, *, dtype: torch.dtype | None = None) -> Program:
@@ -90,18 +101,31 @@ def program(step: Step, config: Config, data: Dataset, *, dtype: torch.dtype | N
 def _check(step: Step, config: Config, data: Dataset) -> None:
     """Raise Refused for what no table has."""
     draws, name = step.draws, step.objective.name
+    if type(step) is not Step:
+        raise Refused(f"method={config.method} has iterations of its own")
+    if step.classes.told or step.classes.classifies:
+        raise Refused("a network is told classes, or guesses them")
     if not isinstance(draws, ClockDraws):
         raise Refused("the host draws: on a GPU the clock does")
+    if hasattr(draws, "conditions"):
+        raise Refused("samples come with conditions")
     if draws.feeder is not None:
         raise Refused("the data do not lie on the device")
     if step.peers is not None:
         raise Refused("several processes train together")
+    if step.pac > 1:
+        raise Refused("samples are judged in packs")
     if OBJECTIVES.get(name) is not step.objective:
         raise Refused("the objective is one of your own")
     if RECIPES[name].relation != "none":
         raise Refused(f"{name} compares real with fake logits")
     if config.noise or "noise" in config.schedules:
         raise Refused("there is noise on the samples")
+    for key in ("label_smoothing", "augment"):
+        if getattr(config, key):
+            raise Refused(f"it has {key}")
+    if config.critic_warmup.updates:
+        raise Refused("the number of the discriminator's updates changes")
     if config.balance != "none":
         raise Refused("balance skips updates of the discriminator")
     if config.batch_size > LARGEST_BATCH:

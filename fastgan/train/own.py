@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fastgan import models
 from fastgan.data import Dataset
 from fastgan.errors import UserError, unknown
 from fastgan.nn import GANLoss
@@ -18,7 +19,7 @@ from fastgan.objectives import OBJECTIVES, Objective
 from fastgan.objectives import objective as by_name
 from fastgan.presets import Config, Network, from_dict, nested, preset
 from fastgan.presets.own import is_marked, mark, refuse
-from fastgan.train import build
+from fastgan.train import build, classes
 from fastgan.train.capture import runner_for
 from fastgan.train.dials import Dials
 from fastgan.train.state import SIDES
@@ -117,27 +118,30 @@ def own_data(given: Tensor | Dataset | str | None, config: Config, device: torch
     """A tensor or data set of the user's, or what the configuration names, on the device where it fits."""
     if not isinstance(given, Tensor | Dataset):
         return build.dataset(config, device)
-    samples = given if isinstance(given, Dataset) else Dataset.from_tensor(given)
+    samples = build.first(given if isinstance(given, Dataset) else Dataset.from_tensor(given), config)
     return samples.to(device, resident=config.resident == "auto")
 
 
 def build_players(
     config: Config,
-    sample_shape: tuple[int, ...],
+    data: Dataset,
     dials: Dials,
     networks: Mapping[str, nn.Module | None],
     optimizers: Mapping[str, Optimizer],
 ) -> Players:
     """Networks in training mode on the dials' device and their optimisers; what is not given, from the configuration.
 
-    Raises UserError for optimisers of another side.
+    Raises UserError for optimisers of another side, and for networks that tell classes apart which the data lack.
     """
     device, generator, discriminator = dials.clock.device, networks["generator"], networks["discriminator"]
     if generator is None or discriminator is None:
         for side, network in networks.items():
             if network is not None and is_marked(getattr(config, side).name):  # it will not be built
                 config = replace(config, **{side: Network()})  # type: ignore[arg-type]
-        built = build.networks(config, sample_shape)
+        built = build.networks(config, data.sample_shape, len(data.classes), data.table)
+        for network in built:
+            if isinstance(network, models.Prepared):
+                network.prepare(data.images)
         if runner_for(device) is not None:  # a GPU, where weights of convolutions are read by whole vectors that way
             for network in built:
                 network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -145,14 +149,20 @@ def build_players(
         discriminator = built[1] if discriminator is None else discriminator
     generator.to(device).train()
     discriminator.to(device).train()
+    for network in (generator, discriminator):
+        classes.check(network, data, config.pac)
     for side in optimizers:
         if side not in SIDES:
             raise unknown("side of optimizers", side, SIDES)
+    if config.clip and "discriminator" in optimizers:
+        raise UserError(
+            f"clip is done by the configuration's optimiser: give yours weight_clip={config.clip:g}, and leave out clip"
+        )
     return Players(
         generator,
         discriminator,
-        optimizers.get("generator") or build.adam(generator, "generator", config, dials),
-        optimizers.get("discriminator") or build.adam(discriminator, "discriminator", config, dials),
+        optimizers.get("generator") or build.optimizer(generator, "generator", config, dials),
+        optimizers.get("discriminator") or build.optimizer(discriminator, "discriminator", config, dials),
     )
 
 

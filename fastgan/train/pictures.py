@@ -100,7 +100,7 @@ def save_curves(rows: Sequence[Row], path: Path, objective: str = "") -> None:
 def _curves(axis: Any, rows: Sequence[Row], lines: Mapping[str, str], levels: Sequence[float] = ()) -> None:
     """Draw columns of the metrics against the step, where they have values; ``levels`` are dashed."""
     steps = [row["step"] for row in rows]
-    for (name, text), color in zip(lines.items(), ("tab:blue", "tab:orange"), strict=True):
+    for (name, text), color in zip(lines.items(), ("tab:blue", "tab:orange"), strict=False):
         values = [math.nan if (value := row.get(name)) is None else value for row in rows]
         if not any(map(math.isfinite, values)):
             continue

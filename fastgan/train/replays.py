@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from fastgan.errors import UserError
 from fastgan.train.capture_graph import Graph, Runner
+from fastgan.train.dials import Dials
 from fastgan.train.step import Pattern, Step
 
 WARMUP = 3
@@ -48,3 +49,20 @@ class Eagerly:
         """Perform one iteration for each pattern."""
         for pattern in patterns:
             self._step(pattern)
+
+
+def runs(step: Step, dials: Dials, kept: Sequence[object], runner: Runner | None) -> Replays | Eagerly:
+    """Replays of what a step writes to, together with what is ``kept`` aside; without a ``runner`` the step itself."""
+    return runs_all(step, [(step, dials, kept)], runner)
+
+
+def runs_all(
+    step: Step, members: Sequence[tuple[Step, Dials, Sequence[object]]], runner: Runner | None
+) -> Replays | Eagerly:
+    """As ``runs``, of one step that moves all of these: each by its own step, its dials and what is kept aside."""
+    if runner is None:
+        return Eagerly(step)
+    state: list[object] = [*step.buffers]
+    for own, dials, kept in members:
+        state += [*vars(own.players).values(), dials.clock, dials.values, own.meter.sums, own.meter.counts, *kept]
+    return Replays(step, state, runner)

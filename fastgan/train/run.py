@@ -112,7 +112,7 @@ def stored(path: Path) -> Config:
         if (path / "ensemble.json").is_file():
             raise UserError(f"{path} is an ensemble: give the run of one of its members, such as {path}/member-00")
         raise UserError(f"{path} is not a run of fastgan: it has no {CONFIG}")
-    return from_file(path / CONFIG)
+    return from_file(path / CONFIG, whole=True)
 
 
 def latest_checkpoint(path: Path) -> checkpoint.Checkpoint | None:

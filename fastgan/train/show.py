@@ -14,7 +14,8 @@ from fastgan.presets import Config
 from fastgan.train import build
 from fastgan.train.feed import Feeder
 from fastgan.train.metrics import Row, waited
-from fastgan.train.replays import Eagerly, Replays
+from fastgan.train.one_launch import Launches, Way
+from fastgan.train.replays import Replays
 
 ROWS, MUCH = 2, 0.1  # in so many rows in a row, so much of the time was spent waiting: worth a word
 
@@ -38,7 +39,7 @@ def progress_bar(total: int, done: int, shown: bool) -> tqdm[Any]:
     return bar
 
 
-def describe(device: torch.device, config: Config, runner: Replays | Eagerly, feeder: Feeder | None = None) -> str:
+def describe(device: torch.device, config: Config, runner: Way, feeder: Feeder | None = None) -> str:
     """The device, its precision, the backend that the fused ops take there and why, how steps run and are fed."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     number = "bf16" if build.bf16(config, device) else "fp32"
@@ -50,8 +51,11 @@ def describe(device: torch.device, config: Config, runner: Replays | Eagerly, fe
     return f"{name} in {number}; {ops}; steps: {_how(device, config, runner)}{feed}"
 
 
-def _how(device: torch.device, config: Config, runner: Replays | Eagerly) -> str:
+def _how(device: torch.device, config: Config, runner: Way) -> str:
     """How steps run, and why so where they are not replayed."""
+    if isinstance(runner, Launches):
+        count = f"{config.unroll} in one launch" if config.unroll > 1 else "one launch"
+        return f"{count}; those that are watched or penalised: {_how(device, config, runner.otherwise)}"
     if isinstance(runner, Replays):
         return f"{config.unroll} in one CUDA graph replay" if config.unroll > 1 else "one CUDA graph replay"
     if device.type != "cuda":

@@ -1,8 +1,9 @@
 """One training iteration: ``n_critic`` discriminator updates and one generator update, as a function of the device.
 
 Nothing here asks the device for a value, and nothing on the host changes from one iteration to the next but the
-``pattern``, which says for each of the discriminator's updates whether its penalty is due, and whether the iteration is
-watched more closely. So a GPU may capture the whole iteration once for each pattern and replay it.
+``pattern``, which says for each of the discriminator's updates whether its penalty is due, thereby how many there are,
+and whether the iteration is watched more closely. So a GPU may capture the whole iteration once for each pattern and
+replay it.
 """
 
 from __future__ import annotations
@@ -20,16 +21,18 @@ from torch.optim import Optimizer
 from fastgan.nn import sample_by_sample
 from fastgan.objectives import OBJECTIVES, Objective, gradient_norm
 from fastgan.ops import halves, unit_gradient
+from fastgan.ops.diff_augment import diff_augment
 from fastgan.ops.peers import Peers, together
+from fastgan.presets import CriticWarmup
+from fastgan.train.classes import Classes, Verdict
 from fastgan.train.draws import Draws
 from fastgan.train.gradients import Gradients
+from fastgan.train.losses import Losses
 from fastgan.train.metrics import Meter
+from fastgan.train.packs import packed
 from fastgan.train.penalties import Weighted
 
 SMALLEST_SEED = 1e-20  # of a backward pass that serves both players: far below what counts, far above underflow
-
-
-SCORED = ("minimax", "non_saturating", "wasserstein")  # whose monitors are D(x) and D(G(z)) as metrics show them
 
 
 class Pattern(NamedTuple):
@@ -37,6 +40,11 @@ class Pattern(NamedTuple):
 
     penalties: tuple[bool, ...]  # for each update of the discriminator: is the penalty due?
     watched: bool = False  # are diversity and gradient observed?
+
+    @property
+    def updates(self) -> int:
+        """How many updates of the discriminator it has."""
+        return len(self.penalties)
 
 
 @dataclass
@@ -67,9 +75,11 @@ class Players:
 class Step:
     """One iteration; losses and scores go to ``meter``, which ends it.
 
-    ``updates`` is the configuration's. Real and fake go through the discriminator in one pass where its ``forward``
-    takes ``groups``, which keeps the statistics of each apart. Where the generator moves first and nothing in the
-    discriminator mixes samples, one pass forward and one backward serve both updates.
+    ``updates``, ``label_smoothing`` and ``augment`` are the configuration's. Real and fake go through the discriminator
+    in one pass where its ``forward`` takes ``groups``, which keeps the statistics of each apart. Where the generator
+    moves first and nothing in the discriminator mixes samples, one pass forward and one backward serve both updates.
+    The discriminator, and the penalty with it, judges ``pac`` samples at a time. A generator that returns, beside its
+    samples, how far they miss what it was told minimises that too.
     """
 
     def __init__(
@@ -81,23 +91,40 @@ class Step:
         *,
         updates: str = "fresh",
         n_critic: int = 1,
+        critic_warmup: CriticWarmup | None = None,
+        label_smoothing: float = 0.0,
+        augment: str = "",
+        pac: int = 1,
         bf16: bool = False,
         penalty: Weighted | None = None,
         watch: Watch | None = None,
         fixed_gradients: bool = False,
         peers: Peers | None = None,
+        class_weight: float = 1.0,
     ) -> None:
-        self.players, self.objective, self.draws, self.meter = players, objective, draws, meter
-        self.n_critic, self.bf16, self.penalty, self.watch = n_critic, bf16, penalty, watch or Watch()
+        self.players, self.draws, self.meter = players, draws, meter
+        self.pac, self.n_critic, self.bf16, self.penalty, self.watch = pac, n_critic, bf16, penalty, watch or Watch()
+        self.classes = Classes(players.generator, players.discriminator, class_weight)
+        self._warmup, self._augment = critic_warmup or CriticWarmup(), augment
+        self.losses = Losses(
+            objective, critic=meter.critic, balance=self.watch.balance, label_smoothing=label_smoothing
+        )
         self._iterate = {"fresh": self._fresh, "shared": self._shared, "generator_first": self._generator_first}[
             updates
         ]
+        self._missed: list[Tensor] = []  # by the last samples
         self.peers, fixed = peers, fixed_gradients or peers is not None
         self._to_generator = Gradients(players.generator_optimizer, fixed=fixed)
         self._to_discriminator = Gradients(players.discriminator_optimizer, fixed=fixed)
         self._critic = [parameter for parameter in players.discriminator.parameters() if parameter.requires_grad]
         self._folds = "groups" in inspect.signature(players.discriminator.forward).parameters
-        self.serves_both = sample_by_sample(players.discriminator)  # if, besides, it has one logit a sample
+        # if, besides, it has one logit a sample
+        self.serves_both = sample_by_sample(players.discriminator) and not self.classes.classifies
+
+    @property
+    def objective(self) -> Objective:
+        """What the players minimise."""
+        return self.losses.objective
 
     @property
     def buffers(self) -> list[Tensor | torch.Generator]:
@@ -107,8 +134,9 @@ class Step:
 
     def pattern(self, done: int) -> Pattern:
         """What the host decides about the iteration that follows so many."""
-        first, penalty, every = done * self.n_critic, self.penalty, self.watch.every
-        due = tuple([penalty is not None and penalty.lazy.due(first + at) for at in range(self.n_critic)])
+        first, updates = self._warmup.before(done, self.n_critic), self._warmup.at(done, self.n_critic)
+        penalty, every = self.penalty, self.watch.every
+        due = tuple([penalty is not None and penalty.lazy.due(first + at) for at in range(updates)])
         return Pattern(due, every > 0 and (done + 1) % every == 0)
 
     def __call__(self, pattern: Pattern) -> None:
@@ -117,63 +145,80 @@ class Step:
             self._iterate(pattern)
 
     def _fresh(self, pattern: Pattern) -> None:
-        for at in range(self.n_critic):
+        for at in range(pattern.updates):
             with torch.no_grad():
-                fake = self.generate(self.draws.z(at))
-            real = self.draws.real(at)
+                real, fake = self._draw(at)
             seen = self._update_discriminator(real, fake, at, pattern)
-            self._next_update(at, seen)
-        self._end(seen, self._update_generator(real, self.generate(self.draws.z(self.n_critic)), pattern.watched))
+            self._next_update(at, seen, pattern)
+        self._end(seen, self._update_generator(real, self.generate(self.draws.z(pattern.updates)), pattern))
 
     def _shared(self, pattern: Pattern) -> None:
-        for at in range(self.n_critic):
-            fake = self.generate(self.draws.z(at))
-            real = self.draws.real(at)
+        for at in range(pattern.updates):
+            real, fake = self._draw(at)
             seen = self._update_discriminator(real, fake.detach(), at, pattern)
-            self._next_update(at, seen)
-        self._end(seen, self._update_generator(real, fake, pattern.watched))
+            self._next_update(at, seen, pattern)
+        self._end(seen, self._update_generator(real, fake, pattern))
 
     def _generator_first(self, pattern: Pattern) -> None:
-        fake, real = self.generate(self.draws.z(0)), self.draws.real(0)
+        real, fake = self._draw(0)
         if self.serves_both:
             self._end(self._update_both(real, fake, pattern), {})
         else:
-            moved = self._update_generator(real, fake, pattern.watched)
+            moved = self._update_generator(real, fake, pattern)
             self._end(self._update_discriminator(real, fake.detach(), 0, pattern), moved)
 
+    def _draw(self, at: int) -> tuple[Tensor, Tensor]:
+        """A batch of real samples and one of fake ones, of the same labels where they have any."""
+        if self.classes.told:
+            real, self.classes.labels = self.draws.labelled(at)
+            return real, self.generate(self.draws.z(at))
+        fake = self.generate(self.draws.z(at))
+        return self.draws.real(at), fake
+
     def generate(self, z: Tensor) -> Tensor:
-        """Samples of the latents ``z``, in the run's precision."""
+        """Samples of the latents ``z`` (and of the labels of the last real batch), in the run's precision."""
         with self._autocast(z):
-            fake: Tensor = self.players.generator(z)
+            made: Tensor | tuple[Tensor, Tensor] = self.players.generator(z, *self.classes.to_generator())
+        fake, *self._missed = made if isinstance(made, tuple) else (made,)
         return fake
 
     def judge(self, samples: Tensor) -> Tensor:
-        """Logits of ``samples``, in float32."""
-        return self._logits(samples).float()
+        """Logits of ``samples``, or of packs of them, in float32."""
+        return self._logits(packed(samples, self.pac)).float()
 
-    def _logits(self, samples: Tensor, **how: int) -> Tensor:
-        """Logits as losses take them."""
+    def _logits(self, samples: Tensor) -> Tensor:
+        """Logits of samples, packed already, as losses take them."""
+        return self._verdict(samples)[0]
+
+    def _verdict(self, samples: Tensor, **how: int) -> Verdict:
+        """Logits of samples, augmented where they are to be, and class logits of a discriminator that classifies."""
+        samples = diff_augment(samples, self._augment) if self._augment else samples
         with self._autocast(samples):
-            logits: Tensor = self.players.discriminator(samples, **how)
+            output = self.players.discriminator(samples, *self.classes.to_discriminator(len(samples)), **how)
+        logits, kinds = self.classes.verdict(output)
         takes_any = OBJECTIVES.get(self.objective.name) is self.objective  # ours compute in float32 whatever comes
-        return logits if takes_any else logits.float()
+        return logits if takes_any else logits.float(), kinds
 
-    def judge_both(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of both, by one pass where that is exact."""
+    def judge_both(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Logits of both, packed already, by one pass where that is exact; and class logits, real ones first."""
         if not self._folds or real.shape != fake.shape:
-            return self._logits(real), self._logits(fake)
-        return halves(self._logits(torch.cat((real, fake)), groups=2))
+            (of_real, first), (of_fake, second) = self._verdict(real), self._verdict(fake)
+            return of_real, of_fake, None if first is None or second is None else torch.cat((first, second))
+        logits, kinds = self._verdict(torch.cat((real, fake)), groups=2)
+        return *halves(logits), kinds
 
     def _update_discriminator(self, real: Tensor, fake: Tensor, at: int, pattern: Pattern) -> dict[str, Tensor]:
         fake = self.draws.noisy(fake, at)
-        real_logits, fake_logits = self.judge_both(real, fake)
-        loss, seen = self._discriminator_loss(real_logits, fake_logits)
+        packs = packed(real, self.pac), packed(fake, self.pac)
+        real_logits, fake_logits, kinds = self.judge_both(*packs)
+        loss, seen = self.losses.discriminator(real_logits, fake_logits)
         outputs, seeds = [loss], [unit_gradient(loss)]
-        self._penalise(pattern.penalties[at], (real, fake), outputs, seeds, seen)
+        self._classify(kinds, outputs, seeds)
+        self._penalise(pattern.penalties[at], packs, outputs, seeds, seen)
         self._to_discriminator.form(outputs, seeds)
         self.players.discriminator_optimizer.step()
         self._to_discriminator.clear()
-        if pattern.watched and at == self.n_critic - 1:
+        if pattern.watched and at == pattern.updates - 1:
             self._compare(real, fake, seen)
         return seen
 
@@ -192,48 +237,35 @@ class Step:
             outputs.append(value)
             seeds.append(weight)
 
-    def _discriminator_loss(self, real_logits: Tensor, fake_logits: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The discriminator's loss, and what is seen at it: the loss, mean scores, whether its update is skipped.
-
-        Where the loss is one launch, it brings the rest; on a CPU plain means cost less.
-        """
-        objective, balance = self.objective, self.watch.balance
-        scores = rightly = None
-        if OBJECTIVES.get(objective.name) is objective and (real_logits.is_cuda or balance is not None):
-            monitors = torch.empty(4, device=real_logits.device)
-            loss = objective.discriminator(real_logits, fake_logits, monitors=monitors)
-            scores, rightly = monitors.split(2)
-        else:
-            loss = objective.discriminator(real_logits, fake_logits)
-        seen = {"loss_d": loss.detach()}
-        if scores is not None and objective.name in SCORED:
-            seen["d_real"], seen["d_fake"] = scores.unbind()
-        else:
-            seen |= self._scores(real_logits.detach(), fake_logits.detach())
-        if balance is not None:
-            seen["balanced"] = balance(_rightly(real_logits, fake_logits) if rightly is None else rightly)
-        return loss, seen
-
-    def _scores(self, real_logits: Tensor, fake_logits: Tensor) -> dict[str, Tensor]:
-        """How both batches are judged; a critic's logits are no log odds."""
-        if self.meter.critic:
-            return {"d_real": real_logits.float().mean(), "d_fake": fake_logits.float().mean()}
-        return {"d_real": real_logits.float().sigmoid().mean(), "d_fake": fake_logits.float().sigmoid().mean()}
+    def _classify(self, kinds: Tensor | None, outputs: list[Tensor], seeds: list[Tensor]) -> None:
+        """Put the cross-entropy of the classes, where there are any, beside what backward begins from."""
+        if (value := self.classes.cross_entropy(kinds)) is not None:
+            outputs.append(value)
+            seeds.append(unit_gradient(value))
 
     def _compare(self, real: Tensor, fake: Tensor, seen: dict[str, Tensor]) -> None:
         if self.watch.diversity is not None:
             seen["diversity"] = self.watch.diversity(real, fake)
 
-    def _update_generator(self, real: Tensor, fake: Tensor, watched: bool = False) -> dict[str, Tensor]:
+    def _update_generator(self, real: Tensor, fake: Tensor, pattern: Pattern) -> dict[str, Tensor]:
         with self._frozen_discriminator():  # no gradient is formed for weights that this update does not move
-            fake = self.draws.noisy(fake, self.n_critic)
+            fake = packed(self.draws.noisy(fake, pattern.updates), self.pac)
             if self.objective.needs_real:
-                real_logits, fake_logits = self.judge_both(real, fake)
+                real_logits, fake_logits, kinds = self.judge_both(packed(real, self.pac), fake)
+                kinds = None if kinds is None else kinds[len(real) :]
                 loss = self.objective.generator(fake_logits, real_logits)
             else:
-                loss = self.objective.generator(self._logits(fake))
-            self._to_generator.form([loss], [unit_gradient(loss)])
-        return {"loss_g": loss.detach(), **self._move_generator(watched)}
+                fake_logits, kinds = self._verdict(fake)
+                loss = self.objective.generator(fake_logits)
+            outputs = [loss, *self._missed]
+            seeds = [unit_gradient(own) for own in outputs]
+            self._classify(kinds, outputs, seeds)
+            self._to_generator.form(outputs, seeds)
+        return {"loss_g": self._whole(loss), **self._move_generator(pattern.watched)}
+
+    def _whole(self, loss: Tensor) -> Tensor:
+        """What the generator minimises, of which ``loss`` is what the discriminator's logits say."""
+        return sum((own.detach() for own in self._missed), loss.detach())
 
     def _move_generator(self, watched: bool) -> dict[str, Tensor]:
         """Step the generator by the gradients that are there; their norm, where the iteration is watched."""
@@ -245,52 +277,41 @@ class Step:
     def _update_both(self, real: Tensor, fake: Tensor, pattern: Pattern) -> dict[str, Tensor]:
         """Update both by one pass through the discriminator, whose weights the generator's update does not move.
 
-        With one logit a sample and nothing that mixes samples, a sample's gradient is its logit's slope times the same
-        vector for either loss: backward goes with the discriminator's slopes, and what arrives at the fake samples is
-        scaled, sample by sample, to the generator's.
+        With one logit a pack and nothing that mixes packs, a pack's gradient is its logit's slope times the same
+        vector for either loss: backward goes with the discriminator's slopes, and what arrives at the fake packs is
+        scaled, pack by pack, to the generator's.
         """
-        seen_by_d = self.draws.noisy(fake, 0)
+        noisy = self.draws.noisy(fake, 0)
+        seen_by_d, packs = packed(noisy, self.pac), packed(real, self.pac)
         leaf = seen_by_d.detach().requires_grad_()
-        real_logits, fake_logits = self.judge_both(real, leaf)
-        seen, to_real, to_fake = self._slopes(real_logits, fake_logits)
-        seen["loss_g"], to_generator = self._generator_slopes(real_logits, fake_logits)
+        real_logits, fake_logits, _ = self.judge_both(packs, leaf)
+        seen, to_real, to_fake = self.losses.slopes(real_logits, fake_logits)
+        seen["loss_g"], to_generator = self.losses.generator_slopes(real_logits, fake_logits)
         seeds = torch.where(to_fake.abs() < SMALLEST_SEED, SMALLEST_SEED, to_fake)
         outputs, slopes = [real_logits, fake_logits], [to_real, seeds]
-        self._penalise(pattern.penalties[0], (real, leaf.detach()), outputs, slopes, seen)
+        self._penalise(pattern.penalties[0], (packs, leaf.detach()), outputs, slopes, seen)
         at_fake = self._to_discriminator.form(outputs, slopes, leaf)
         assert at_fake is not None
         scale = (to_generator / seeds).to(at_fake.dtype).view(-1, *[1] * (leaf.dim() - 1))
-        self._to_generator.form([seen_by_d], [at_fake * scale])
+        missed = [unit_gradient(own) for own in self._missed]
+        self._to_generator.form([seen_by_d, *self._missed], [at_fake * scale, *missed])
+        seen["loss_g"] = self._whole(seen["loss_g"])
         seen |= self._move_generator(pattern.watched)
         self.players.discriminator_optimizer.step()
         self._to_discriminator.clear()
         if pattern.watched:
-            self._compare(real, leaf.detach(), seen)
+            self._compare(real, noisy.detach(), seen)
         return seen
 
-    def _slopes(self, real_logits: Tensor, fake_logits: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """What is seen at the discriminator's loss, and its slope by each logit."""
-        leaves = [logits.detach().requires_grad_() for logits in (real_logits, fake_logits)]
-        loss, seen = self._discriminator_loss(*leaves)
-        to_real, to_fake = torch.autograd.grad(loss, leaves, unit_gradient(loss))
-        return seen, to_real, to_fake
-
-    def _generator_slopes(self, real_logits: Tensor, fake_logits: Tensor) -> tuple[Tensor, Tensor]:
-        """The generator's loss, and its slope by each logit of a fake sample."""
-        leaf = fake_logits.detach().requires_grad_()
-        given = (leaf, real_logits.detach()) if self.objective.needs_real else (leaf,)
-        loss = self.objective.generator(*given)
-        (slopes,) = torch.autograd.grad(loss, (leaf,), unit_gradient(loss))
-        return loss.detach(), slopes
-
-    def _next_update(self, at: int, seen: dict[str, Tensor]) -> None:
+    def _next_update(self, at: int, seen: dict[str, Tensor], pattern: Pattern) -> None:
         """Note what the discriminator's updates before the last one have seen."""
-        if at < self.n_critic - 1:
+        if at < pattern.updates - 1:
             self.meter.observe(ends=False, **seen)
 
     def _end(self, seen: dict[str, Tensor], moved: dict[str, Tensor]) -> None:
         if self.watch.mend is not None:
             self.watch.mend()
+        self._missed = []
         self.meter.observe(ends=True, **seen, **moved)
 
     @contextmanager
@@ -305,9 +326,3 @@ class Step:
 
     def _autocast(self, tensor: Tensor) -> AbstractContextManager[object]:
         return torch.autocast(tensor.device.type, dtype=torch.bfloat16) if self.bf16 else nullcontext()
-
-
-@torch.no_grad()
-def _rightly(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """The shares of real and of fake samples that the sign of their logit tells rightly."""
-    return torch.stack([(real_logits > 0).float().mean(), (fake_logits <= 0).float().mean()])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,28 +16,30 @@ from torch.optim import Optimizer
 from fastgan.data import Dataset
 from fastgan.errors import NonFiniteError, UserError
 from fastgan.presets import Config
-from fastgan.train import build, checkpoint, run, state
+from fastgan.train import belongs, build, checkpoint, one_launch, run, state
 from fastgan.train.alarms import ROLLBACK, Alarm, Alarms
 from fastgan.train.album import Album
 from fastgan.train.balance import Balance
 from fastgan.train.best import Best
 from fastgan.train.capture import runner_for
+from fastgan.train.classes import chosen_labels, number_of
+from fastgan.train.conditions import conditioned, told
+from fastgan.train.contrast_album import ALBUMS
 from fastgan.train.dials import Dials
-from fastgan.train.diversity import Diversity
-from fastgan.train.draws import ClockDraws, draws
-from fastgan.train.generate import samples
+from fastgan.train.draws import ClockDraws
+from fastgan.train.generate import drawing, refuse_without_samples, samples
 from fastgan.train.guard import ROLLBACKS, Guard, copied, refuse_non_finite
 from fastgan.train.joining import join, same_start
 from fastgan.train.journal import Journal
+from fastgan.train.methods import method_of
 from fastgan.train.metrics import Meter, Row
+from fastgan.train.one_launch import Way
 from fastgan.train.own import Objectives, as_objective, build_players, configured, named, own_data
-from fastgan.train.penalties import weighted
 from fastgan.train.probe import fit_together
-from fastgan.train.replays import Eagerly, Replays
+from fastgan.train.replays import runs
 from fastgan.train.sampler import Latents
 from fastgan.train.show import Advice, describe, progress_bar
 from fastgan.train.signals import ECHO, Interrupts
-from fastgan.train.step import Step, Watch
 from fastgan.train.stream import Stream
 from fastgan.train.tensorboard import Board
 
@@ -86,22 +88,23 @@ class Trainer:
         plain, config = configured(config, {**networks, "data": data, "objective": objective}, keys)
         self.team = team = join(config.device)
         self.config, self.device = config, (where := team.device)
-        part, together = team.part(config.batch_size), team.peers(config.seed)
+        part, together = team.part(config.batch_size, config.pac), team.peers(config.seed)
         with team.in_turn():
             self.data = own_data(data, config, where)
         build.check(config, self.data)
         self.dials = dials = Dials(config, self.device)
-        self.players = players = build_players(plain, self.data.sample_shape, dials, networks, optimizers or {})
+        self.players = players = build_players(plain, self.data, dials, networks, optimizers or {})
         self.generator, self.discriminator = players.generator, players.discriminator
         same_start(team, (self.generator, self.discriminator), config, self.data)
-        self.step, self.images, self.seconds, self.exit_code = 0, 0, 0.0, 0
+        self.step, self.images, self.seconds, self.exit_code, self._saved_at = 0, 0, 0.0, 0, -1
         value = as_objective(config.objective if objective is None else objective)
         bf16 = build.bf16(config, self.device)
-        self._guard = Guard(config.on_nan, players, dials, config.n_critic)
+        critic_updates = partial(config.critic_warmup.before, n_critic=config.n_critic)
+        self._guard = Guard(config.on_nan, players, dials, critic_updates)
         self._balance = Balance(value, players, self.device) if config.balance == "auto" else None
-        self._draws = draws(self.data, config, dials, self.device, bf16, part)
+        self._draws = conditioned(self.generator, self.data, config, dials, self.device, bf16, part)
         self._meter = Meter(dials, value.name == "wasserstein", config.on_nan == "skip", together)
-        self._alarms = Alarms(value)
+        self._alarms = Alarms(value if config.method == "adversarial" else None)
         self._board = team.lead(Board) if config.tensorboard else None
         advice = Advice(self._draws.feeder, lambda: self._alarms.aloud)
         readers = [self._alarms.see, advice.see, *([self._board.row] if self._board else [])]
@@ -110,29 +113,15 @@ class Trainer:
         self.out = Path(out) if out is not None else None
         stream = Stream(team.own_seed(config.seed), self.device)
         self._parts = state.Parts(players, self._draws, dials, self._meter, stream, team, together)
-        self._album = Album(self._parts, self.data, config, self.device)
-        self._saved_at = -1
+        self._album = ALBUMS.get(config.method, Album)(self._parts, self.data, config, self.device)
         self._good: checkpoint.Checkpoint | None = None
-        self._iterate = Step(
-            players,
-            value,
-            self._draws,
-            self._meter,
-            updates=config.updates,
-            n_critic=config.n_critic,
-            bf16=bf16,
-            penalty=weighted(config.penalty, dials["penalty_weight"], self.device),
-            fixed_gradients=runner_for(where) is not None,
-            peers=together,
-            watch=Watch(
-                config.log_every,
-                Diversity(self.data.sample_shape, self.device) if config.batch_size > 1 else None,
-                self._balance.judge if self._balance else None,
-                self._guard.mend if self._guard.kept else None,
-            ),
+        self._iterate = method_of(
+            config, players, value, self._draws, self._meter, dials, self._balance, self._guard, together, self.data
         )
         self._run = self._runner()
-        fit_together(self._iterate, torch.zeros(part[1], config.z_dim, device=self.device), self.data.sample_shape)
+        first, *rest = self.data.sample_shape
+        z = torch.zeros(part[1], config.z_dim + (kinds := told(self.generator)), device=self.device)
+        fit_together(self._iterate, z, (first + kinds, *rest))
 
     @property
     def history(self) -> list[Row]:
@@ -163,6 +152,10 @@ class Trainer:
         """The device, its precision, the backend that the fused ops take there and why, and how steps run."""
         return describe(self.device, self.config, self._run, self._draws.feeder)
 
+    def describe_one_launch(self) -> str:
+        """Whether iterations go in one launch, and why or why not."""
+        return f"{'taken' if self.one_launch.taken else 'not taken'}: {self.one_launch.why}"
+
     def fit(self, steps: int | None = None, *, progress: bool = True) -> Trainer:
         """Train until ``steps`` (default: the configuration's) steps are done in total, then write the final pictures.
 
@@ -185,14 +178,19 @@ class Trainer:
         self.exit_code = interrupts.exit_code
         return self
 
-    def sample(self, n: int, *, seed: int | None = None) -> Tensor:
+    def sample(self, n: int, *, seed: int | None = None, labels: int | Sequence[int] | Tensor | None = None) -> Tensor:
         """Draw ``n`` samples ``(n, *sample_shape)`` from the generator in evaluation mode, without gradients.
 
-        With averaged weights, where the configuration keeps an average.
+        With averaged weights, where the configuration keeps an average. ``labels``, of a generator that takes them:
+        the class of all, or of each; None: classes at random. Raises UserError for labels that it does not know.
         """
-        latents = Latents(self.config.latent, self.config.z_dim, self.device, _fresh_seed() if seed is None else seed)
-        with self._album.averaged():
-            return samples(self.generator, latents.draw(n))
+        refuse_without_samples(self.config)
+        seed = _fresh_seed() if seed is None else seed
+        latents = Latents(self.config.latent, self.config.z_dim, self.device, seed)
+        z = latents.draw(n)
+        kinds = chosen_labels(labels, n, number_of(self.generator), latents.generator)
+        with self._album.averaged(), drawing(seed, self.device):
+            return samples(self.generator, z, kinds)
 
     def save(self) -> None:
         """Write a checkpoint of this step into the run's folder. Raises UserError where the Trainer has no ``out``."""
@@ -213,6 +211,7 @@ class Trainer:
 
     def resume(self, stored: checkpoint.Checkpoint) -> None:
         """Continue from a checkpoint: state, counters, metrics are those of its step. Raises UserError if foreign."""
+        belongs.check_table(stored, self.data)
         state.restore(stored, self._parts)
         self.step, self.images = stored.step, int(stored.values["images"])
         self.seconds = float(stored.values["seconds"])
@@ -229,7 +228,7 @@ class Trainer:
             [self._meter.whole(), *(t for network in networks for t in network.state_dict().values())], self.step
         )
         counters = {name: getattr(self, name) for name in ("step", "images", "seconds")}
-        shape = {"sample_shape": list(self.data.sample_shape)}
+        shape = belongs.described(self.data, any(map(number_of, networks)))
         rows = {"last_row": self._journal.told, **self._guard.state()}
         return state.gather(self._parts, {**counters, **shape, **rows})
 
@@ -291,9 +290,10 @@ class Trainer:
         while self.step < total and not interrupts.stops(self.team, self.step % config.log_every == 0):
             stretch = self._stretch(total)
             with self._draws.ready(stretch):
-                self._run(tuple([self._iterate.pattern(self.step + later) for later in range(stretch)]))
+                patterns = tuple([self._iterate.pattern(self.step + later) for later in range(stretch)])
+                self._run(patterns)
             self.step += stretch
-            self.images += stretch * config.n_critic * config.batch_size
+            self.images += sum(pattern.updates for pattern in patterns) * config.batch_size
             elapsed = time.perf_counter() - started
             self.seconds = seconds + elapsed
             bar.update(stretch)
@@ -325,14 +325,13 @@ class Trainer:
         left = min(total - self.step, *(every - self.step % every for every in (config.log_every, *kept)))
         return config.unroll if config.unroll <= left else 1
 
-    def _runner(self) -> Replays | Eagerly:
-        """What runs iterations: graphs on a GPU; the step itself on a CPU."""
+    def _runner(self) -> Way:
+        """What runs iterations: launches or graphs on a GPU; the step itself on a CPU."""
+        training = self._iterate, self.config, self.data
+        self.one_launch = one_launch.choose([training], self.device)
         runner = runner_for(self.device) if self.config.graph and isinstance(self._draws, ClockDraws) else None
-        if runner is None:
-            return Eagerly(self._iterate)
-        players, meter, dials = self.players, self._meter, self.dials
-        sums, kept = [meter.sums, meter.counts], [*self._guard.kept, *self._iterate.buffers]
-        return Replays(self._iterate, [*vars(players).values(), dials.clock, dials.values, *sums, *kept], runner)
+        otherwise = runs(self._iterate, self.dials, self._guard.kept, runner)
+        return one_launch.single(*training, otherwise) if self.one_launch.taken else otherwise
 
     def _draw(self, path: Path) -> None:
         """Draw samples into ``path``, where they can be shown, and the curves so far."""

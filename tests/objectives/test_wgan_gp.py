@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -45,6 +46,7 @@ def train(points: Tensor, weight: float) -> Chain:
     return generator
 
 
+@pytest.mark.full
 def test_wgan_gp_finds_eight_modes() -> None:
     """Samples within 3 sigma of a centre are good.
 

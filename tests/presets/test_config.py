@@ -38,7 +38,7 @@ def test_presets_hold_the_published_figures():
     for config in (digits, mlp, dcgan):
         for adam in (config.generator_optimizer, config.discriminator_optimizer):
             assert (adam.lr, adam.betas) == (2e-4, (0.5, 0.999))
-    assert ring.generator_optimizer == ring.discriminator_optimizer == presets.Adam(lr=1e-4, betas=(0.8, 0.999))
+    assert ring.generator_optimizer == ring.discriminator_optimizer == presets.Optimizer(lr=1e-4, betas=(0.8, 0.999))
     assert (ring.batch_size, ring.generator.options["hidden"], ring.generator.options["output"]) == (
         100,
         [400] * 4,

@@ -33,6 +33,11 @@ CASES = {
     "against averages": ("gan-digits", {**MLP, "objective": "relativistic_average", "penalty.name": "dragan"}),
     "in pairs": ("gan-digits", {**MLP, "objective": "relativistic", "penalty.name": "r1_r2", "penalty.every": 2}),
     "balanced": ("ring8", {**MLP, "balance": "auto", "on_nan": "skip", "discriminator_optimizer.lr": 2e-2}),
+    "told classes": (
+        "hinge-sngan",
+        {**DCGAN, "generator.name": "cresnet", "discriminator.name": "cresnet", "n_critic": 2},
+    ),
+    "guessed classes": ("acgan", {**DCGAN, "discriminator.dropout": 0.0}),
     "moving": ("gan-digits", {**MLP, "schedules": MOVING, "latent": "discrete", "ema.decay": 0.9}),
 }
 CAPTURED = ("both normalised", "critics")  # under the rules of a CUDA graph

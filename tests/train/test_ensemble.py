@@ -70,13 +70,38 @@ def same(one: list[Tensor], other: list[Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
+WASSERSTEIN = {"objective": "wasserstein", "updates": "fresh"}
+
+
 @pytest.mark.parametrize(
     "name, keys",
     [
         ("ring8", {}),
         ("gan-digits", {"updates": "shared", "n_critic": 2, "latent": "uniform", "noise": 0.1, "ema.decay": 0.9}),
-        ("ring8", {"updates": "generator_first", "objective": "relativistic_average", "noise": 0.05}),
-        ("ring8", {"objective": "wasserstein", "n_critic": 2, "penalty.name": "gradient_penalty", "penalty.every": 2}),
+        ("ring8", {"updates": "fresh", "objective": "relativistic_average", "noise": 0.05}),
+        ("ring8", {**WASSERSTEIN, "n_critic": 2, "penalty.name": "gradient_penalty", "penalty.every": 2}),
+        (
+            "ring8",
+            {
+                **WASSERSTEIN,
+                "generator_optimizer.name": "rmsprop",
+                "discriminator_optimizer.name": "sgd",
+                "discriminator_optimizer.eps": 1e-8,
+                "clip": 0.05,
+                "n_critic": 2,
+                "critic_warmup": {"updates": 4, "first": 3, "every": 8},
+            },
+        ),
+        (
+            "gan-digits",
+            {
+                "label_smoothing": 0.2,
+                "discriminator_optimizer.name": "sgd",
+                "discriminator_optimizer.eps": 1e-8,
+                "discriminator_optimizer.momentum": 0.5,
+                "schedules": {"discriminator_momentum": {"to": 0.9, "steps": 15}},
+            },
+        ),
         ("gan-digits", {"objective": "relativistic", "updates": "generator_first", "penalty.name": "dragan"}),
         ("ring8", {"balance": "auto", "on_nan": "skip", "discriminator_optimizer.lr": 0.01, "objective": "minimax"}),
         ("gan-digits", {"flip": True, "schedules": {"noise": {"to": 0.3, "steps": 10}}, "objective": "hinge"}),
@@ -279,7 +304,9 @@ def test_mistakes(tmp_path: Path) -> None:
     ]:
         with pytest.raises(UserError, match=said):
             Plan.of(ring, **keys)
-    with pytest.raises(UserError, match=r"family mlp \(presets gan-digits, mlp, ring8\), and the generator is dcgan"):
+    with pytest.raises(
+        UserError, match=r"family mlp \(presets gan-digits, mlp, ring8, grid25, wgan\), and the generator is dcgan"
+    ):
         Ensemble("dcgan")
     with pytest.raises(UserError, match="none rolls back"):
         Ensemble("ring8", on_nan="rollback")

@@ -8,7 +8,7 @@ from torch import nn
 
 import fastgan
 from fastgan.presets import preset
-from fastgan.train import trainer as engine
+from fastgan.train import conditions
 from fastgan.train.draws import HostDraws
 
 
@@ -109,7 +109,7 @@ def test_fifty_steps_agree(updates):
     [pytest.param("cpu", 4, marks=pytest.mark.interpret), pytest.param("cuda", 50, marks=pytest.mark.gpu)],
 )
 def test_the_kernels_agree(device, steps, monkeypatch):
-    monkeypatch.setattr(engine, "draws", lambda *parts: HostDraws(*parts[:4]))  # on a GPU too, as the plain loop does
+    monkeypatch.setattr(conditions, "draws", lambda *parts: HostDraws(*parts[:4]))  # on a GPU too
     settings = {"seed": 4, "batch": 16, "z_dim": 8, "hidden_g": [16, 24], "hidden_d": [24], "updates": "shared"}
     with fastgan.backend("triton"):
         images, losses = ours(**settings, device=device, steps=steps)

@@ -32,6 +32,15 @@ SETTINGS = {
     },
     "shared": {"updates": "shared", "latent": "uniform", "objective": "hinge"},
     "generator first": {"updates": "generator_first", "objective": "relativistic_average"},
+    "recipes": {
+        "n_critic": 2,
+        "critic_warmup": {"updates": 4, "first": 2, "every": 5},
+        "label_smoothing": 0.1,
+        "clip": 0.1,
+        "generator_optimizer": {"name": "sgd", "momentum": 0.5},
+        "discriminator_optimizer": "rmsprop",
+        "schedules": {"generator_momentum": {"to": 0.9, "steps": 5}},
+    },
     "several at a time": {"unroll": 3, "log_every": 4, "penalty": {"name": "r1", "every": 2}},
 }
 
@@ -103,18 +112,21 @@ def test_one_graph_for_each_pattern():
         assert [row["step"] for row in several.history] == [8, 15]
 
 
+@pytest.mark.parametrize("warm", [False, True])
 @pytest.mark.parametrize("updates, sites", [("fresh", 3), ("shared", 2)])
-def test_no_draw_of_a_run_is_drawn_twice(updates, sites):
+def test_no_draw_of_a_run_is_drawn_twice(updates, sites, warm):
     """Each update of either player has latents of its own, and each of the discriminator's real samples of its own."""
     with strict():
-        run, drawn = trainer(updates=updates, n_critic=2, batch_size=10, graph=False), {"z": [], "real": []}
+        more = {"critic_warmup": {"updates": 4, "first": 1, "every": 3}} if warm else {}
+        run, drawn = trainer(updates=updates, n_critic=2, batch_size=10, graph=False, **more), {"z": [], "real": []}
         for name, kept in drawn.items():
             draw = getattr(run._draws, name)
             setattr(run._draws, name, lambda at, draw=draw, kept=kept: kept.append(draw(at)) or kept[-1])
         run.fit(4, progress=False)
-    assert (len(drawn["z"]), len(drawn["real"])) == (4 * sites, 4 * 2)
-    assert len(torch.unique(torch.cat(drawn["z"]), dim=0)) == 4 * sites * 10
-    assert len(torch.unique(torch.cat(drawn["real"]), dim=0)) == 4 * 2 * 10
+    added = 2 * 2 * warm  # of which the iterations 0 and 3 have two more
+    assert (len(drawn["z"]), len(drawn["real"])) == (4 * sites + added, 4 * 2 + added)
+    assert len(torch.unique(torch.cat(drawn["z"]), dim=0)) == (4 * sites + added) * 10
+    assert len(torch.unique(torch.cat(drawn["real"]), dim=0)) == (4 * 2 + added) * 10
 
 
 def test_resuming_is_exact_with_graphs(tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fastgan.errors import UserError
-from fastgan.presets import Adam, Average, Config, Network, Penalty, Schedule, preset
+from fastgan.presets import Average, Config, CriticWarmup, Network, Optimizer, Penalty, Schedule, preset
 from fastgan.train import checkpoint, run
 from fastgan.train.checkpoint import Checkpoint
 
@@ -20,6 +20,7 @@ FREE = {
     "threads": 7,
     "graph": False,
     "unroll": 7,
+    "one_launch": "never",
     "resident": "never",
     "readers": 7,
     "keep_best": "diversity",
@@ -29,6 +30,14 @@ FREE = {
 BOUND = {
     "data": "ring8",
     "image_size": 8,
+    "limit": 7,
+    "label_smoothing": 0.7,
+    "critic_warmup": CriticWarmup(7),
+    "clip": 7.0,
+    "augment": "color",
+    "method": "vae",
+    "pac": 4,
+    "class_weight": 7.0,
     "z_dim": 7,
     "latent": "uniform",
     "generator": Network("mlp", {"hidden": [7]}),
@@ -37,8 +46,8 @@ BOUND = {
     "penalty": Penalty("r1"),
     "n_critic": 7,
     "updates": "shared",
-    "generator_optimizer": Adam(lr=7.0),
-    "discriminator_optimizer": Adam(betas=(0.7, 0.7)),
+    "generator_optimizer": Optimizer(lr=7.0),
+    "discriminator_optimizer": Optimizer(betas=(0.7, 0.7)),
     "ema": Average(0.7),
     "noise": 7.0,
     "flip": True,
@@ -52,11 +61,12 @@ BOUND = {
 
 
 def test_every_key_but_a_few_needs_force():
-    assert FREE.keys() | BOUND.keys() | {"preset"} == {field.name for field in fields(Config)}
+    assert FREE.keys() | BOUND.keys() | {"preset", "method"} == {field.name for field in fields(Config)}
     for key, value in FREE.items():
         assert len(run.agree(Config(), replace(Config(), **{key: value}), force=False)) == 1
     for key, value in BOUND.items():
-        changed = replace(Config(), **{key: value})
+        more = {"discriminator": Network("encoder")} if key == "method" else {}  # which the method wants
+        changed = replace(Config(), **{key: value}, **more)
         with pytest.raises(UserError, match=rf"{key}.*--force"):
             run.agree(Config(), changed, force=False)
         assert run.agree(Config(), changed, force=True)

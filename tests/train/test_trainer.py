@@ -11,6 +11,7 @@ from fastgan.errors import NonFiniteError, UserError
 from fastgan.objectives import Objective
 from fastgan.train import checkpoint, pictures
 from fastgan.train.generate import samples
+from fastgan.train.step import Pattern
 
 POINTS = torch.randn(200, 2, generator=torch.Generator().manual_seed(0)).clamp(-3, 3) / 3
 
@@ -212,7 +213,7 @@ def test_a_step_is_k_discriminator_updates_and_one_of_the_generator(updates, cri
 def test_the_generators_update_forms_no_gradient_of_the_discriminator():
     run = trainer()
     run.fit(1, progress=False)
-    run._iterate._update_generator(run._draws.real(0), run._iterate.generate(run._draws.z(0)))
+    run._iterate._update_generator(run._draws.real(0), run._iterate.generate(run._draws.z(0)), Pattern((False,)))
     assert all(parameter.grad is None for parameter in run.discriminator.parameters())
     assert all(parameter.requires_grad for parameter in run.discriminator.parameters())
 
@@ -244,7 +245,7 @@ def test_bf16_is_the_networks_affair_and_the_losses_are_fp32():
         run = trainer(precision=precision, log_every=1)
         objective, judged = run._iterate.objective.discriminator, []
         watched = Objective("watched", lambda r, f, o=objective, j=judged: j.append(r.dtype) or o(r, f), torch.mean)
-        run._iterate.objective = watched
+        run._iterate.losses.objective = watched
         run.discriminator.register_forward_hook(lambda _, inputs, output: dtypes.append(output.dtype))
         run.fit(1, progress=False)
         assert judged == [torch.float32]
