@@ -18,6 +18,7 @@ from fastgan.errors import LostPeersError, NonFiniteError, UserError, require, u
 VERBS = {
     "train": "train a preset or a configuration file; without one, list the presets",
     "sample": "draw new samples from a finished or running training",
+    "evaluate": "measure what a trained generator is worth: modes, Parzen, FID, KID, ...; --list names them",
     "export": "write a trained generator as safetensors, a torch.export program or ONNX",
     "theory": "check the theory of GANs by numbers, print each claim and draw it",
     "profile": "say where the time of a training step goes, or what a kernel was compiled to",
@@ -25,7 +26,14 @@ VERBS = {
     "bench": "run a benchmark suite (all: the lot); report, compare, predict; without one, list them",
 }
 
-PARSED_BY_TYRO = ("train", "sample", "export", "theory", "profile")  # doctor and bench run where it is missing
+PARSED_BY_TYRO = (
+    "train",
+    "sample",
+    "evaluate",
+    "export",
+    "theory",
+    "profile",
+)  # doctor and bench run where it is missing
 
 
 def main(argv: Sequence[str] | None = None) -> int:

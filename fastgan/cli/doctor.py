@@ -16,7 +16,7 @@ import torch
 from fastgan import __version__
 from fastgan.cli.output import say
 from fastgan.errors import UserError
-from fastgan.ops import backend, extension
+from fastgan.ops import backend, extension, mlp_step_launch, mlp_step_measured
 
 LIBRARIES = (
     "numpy",
@@ -77,7 +77,9 @@ def _libraries() -> Iterator[tuple[str, str]]:
     why = extension.absent()
     yield (
         "csrc",
-        f"absent: {why}" if why else f"{extension.LIBRARY}: {', '.join(extension.OPS)} under the backend 'cuda'",
+        f"absent: {why}"
+        if why
+        else f"{extension.LIBRARY}: {', '.join(extension.OPS)} under the backend 'cuda'; mlp_step for one_launch",
     )
 
 
@@ -90,11 +92,13 @@ def _distributed() -> str:
 
 
 def _backends() -> Iterator[tuple[str, str]]:
+    yield "one launch cpu", _one_launch(torch.device("cpu"))
     devices = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
     for device in devices:
         for choice in backend.explain(torch.device(device)):
             yield f"{choice.op} {device}", f"{choice.backend}: {choice.why}"
     for index in range(torch.cuda.device_count()):
+        yield f"one launch cuda:{index}", _one_launch(torch.device("cuda", index))
         yield f"tiles cuda:{index}", _tiles(torch.cuda.get_device_name(index))
 
 
@@ -107,6 +111,12 @@ def _tiles(name: str) -> str:
         if path.is_file():
             return f"as measured: {path}"
     return f"by estimate: there is no tuned table for {gpu}; `fastgan bench tune` writes one"
+
+
+def _one_launch(device: torch.device) -> str:
+    """Say whether ``one_launch=auto`` may take a card, for fully connected GANs in bf16."""
+    why = mlp_step_launch.refusal(device)
+    return f"not taken: {why}" if why else mlp_step_measured.told(torch.cuda.get_device_name(device))
 
 
 def _version(name: str) -> str:

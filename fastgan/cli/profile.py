@@ -171,6 +171,7 @@ def _about(target: str, trainer: Trainer, begun: int, environment: dict[str, Any
         **{key: getattr(config, key) for key in keys},
         "first_step": begun,
         "how": trainer.describe_device(),
+        "one_launch": trainer.describe_one_launch(),
         "environment": environment,
     }
 
@@ -181,7 +182,7 @@ def _headline(target: str, trainer: Trainer, begun: int, report: Report) -> str:
     clock = "of kernels, on average" if profile.on_gpu else "the host's, each range's lower quartile"
     return (
         f"{target}{where}: {config.preset}, batch {config.batch_size}, {profile.steps} steps; times are {clock}"
-        f"\ndevice: {trainer.describe_device()}"
+        f"\ndevice: {trainer.describe_device()}\none launch: {trainer.describe_one_launch()}"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from fastgan.cli.arguments import Flag, Text, Whole, folder, home, parse, shown
 from fastgan.cli.output import say
+from fastgan.data.table import Table
 from fastgan.errors import UserError
 from fastgan.presets.values import coerce
 from fastgan.train import pictures
@@ -39,8 +41,8 @@ class Arguments:
     """Of a generator that knows classes: samples of class C only, or a row of each class, the same latents in each.
     Default: classes at random."""
     out: Text = None
-    """A .png (one grid), a .npz (key images, or points), or a new folder (a PNG each). Default: RUN/sample-SEED.png,
-    or interpolation-SEED.png."""
+    """A .png (one grid), a .npz (key images, or points), a .csv (rows of a table), or a new folder (a PNG each).
+    Default: RUN/sample-SEED.png, or interpolation-SEED.png; .csv for a run on a table."""
     which: Annotated[str, tyro.conf.arg(metavar="ema|raw")] = "ema"
     """ema: the averaged weights, where the run keeps an average; raw: those of the last update."""
     interpolate: Flag = False
@@ -59,16 +61,19 @@ def main(arguments: Sequence[str]) -> int:
     seed = secrets.randbelow(2**31) if wishes.seed is None else _between("--seed", wishes.seed, 0, 2**32 - 1)
     run = folder("RUN", wishes.run) or Path()
     named = folder("--out", wishes.out)
-    out = named or home(run) / f"{'interpolation' if wishes.interpolate else 'sample'}-{seed}.png"
-    write = _writer(out, of_folder=(wishes.out or "").endswith(("/", "\\")))
+    of_folder = (wishes.out or "").endswith(("/", "\\"))
+    write = _writer(named, of_folder) if named else None  # before anything is read
     generator = load_generator(run, wishes.device, wishes.which)
+    stem, suffix = "interpolation" if wishes.interpolate else "sample", ".csv" if generator.table else ".png"
+    out = named or home(run) / f"{stem}-{seed}{suffix}"
+    write = write or _writer(out, of_folder)
     layout, cut = _layout(wishes, generator), _truncation(wishes.truncation)
     random = torch.Generator().manual_seed(seed)
     z = layout.latents(generator.config.latent, generator.config.z_dim, random, cut)
     labels = layout.labels(generator.classes, random)
-    samples = generator.make(z, labels)
+    samples = generator.make(z, labels, seed=seed)
     try:
-        write(samples, labels, out, layout.columns)
+        write(Made(samples, labels, layout.columns, generator.table), out)
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror or error}; give another --out") from error
     say(f"{out}: {len(samples)} samples of step {generator.step}, {WEIGHTS[generator.which]}, seed {seed}")
@@ -110,7 +115,17 @@ def _between(option: str, value: object, least: int, most: int) -> int:
     return number
 
 
-Writer = Callable[[Tensor, Tensor | None, Path, int | None], None]
+@dataclass(frozen=True)
+class Made:
+    """Samples, with their labels, how many stand in a row, and the table whose rows they are."""
+
+    samples: Tensor
+    labels: Tensor | None
+    columns: int | None
+    table: Table | None
+
+
+Writer = Callable[[Made, Path], None]
 
 
 def _writer(out: Path, of_folder: bool) -> Writer:
@@ -121,17 +136,31 @@ def _writer(out: Path, of_folder: bool) -> Writer:
         return _write_picture
     if out.suffix.lower() == ".npz":
         return _write_array
-    raise UserError(f"--out {out}: samples are written as .png, .npz or into a folder (FOLDER/)")
+    if out.suffix.lower() == ".csv":
+        return _write_rows
+    raise UserError(f"--out {out}: samples are written as .png, .npz, .csv or into a folder (FOLDER/)")
 
 
-def _write_picture(samples: Tensor, labels: Tensor | None, out: Path, columns: int | None) -> None:
+def _write_rows(made: Made, out: Path) -> None:
+    """The table's header, and a row of cells for each sample; empty where a value is missing."""
+    if made.table is None:
+        raise UserError(f"--out {out}: the run's data are no table (--data csv:FILE): give a .png or a .npz")
+    with replacing(out) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow([column.name for column in made.table.columns])
+        writer.writerows(made.table.decode(made.samples))
+
+
+def _write_picture(made: Made, out: Path) -> None:
+    samples = made.samples
     if not pictures.drawable(samples.shape[1:]):
         shape = tuple(samples.shape[1:])
         raise UserError(f"samples of shape {shape} are no pictures: give a file of numbers, such as --out samples.npz")
-    pictures.save_samples(samples, out, columns=columns)
+    pictures.save_samples(samples, out, columns=made.columns)
 
 
-def _write_folder(samples: Tensor, labels: Tensor | None, out: Path, columns: int | None) -> None:
+def _write_folder(made: Made, out: Path) -> None:
+    samples = made.samples
     if samples.ndim != 4:
         raise UserError(f"--out {out}: points are no pictures to fill a folder with; give a .png or a .npz")
     out.mkdir(parents=True, exist_ok=True)
@@ -143,8 +172,9 @@ def _write_folder(samples: Tensor, labels: Tensor | None, out: Path, columns: in
             pictures.image(sample).save(temporary, format="PNG")
 
 
-def _write_array(samples: Tensor, labels: Tensor | None, out: Path, columns: int | None) -> None:
+def _write_array(made: Made, out: Path) -> None:
     """Images as uint8 NHWC under ``images``, which ``--data npz:PATH`` reads again; points as float32; labels."""
+    samples, labels = made.samples, made.labels
     arrays: dict[str, Any] = {} if labels is None else {"labels": labels.numpy()}
     if samples.ndim == 4:
         arrays["images"] = pictures.pixels(samples).permute(0, 2, 3, 1).numpy()

@@ -12,7 +12,7 @@ from pathlib import Path
 from fastgan.cli.arguments import Flag, Text, folder, parse
 from fastgan.cli.output import say
 from fastgan.errors import UserError, require, unknown
-from fastgan.evaluate.theory import Check, Claim, checks, report
+from fastgan.evaluate.theory import Check, Claim, checks, figure_1, report
 from fastgan.train.files import replacing
 
 FAILED = 1
@@ -26,6 +26,9 @@ class Arguments:
     """A folder for a picture of each claim, and theory.md, a page that shows them all."""
     only: tuple[str, ...] = ()
     """Names of claims; without any, all are checked."""
+    film: Text = None
+    """A folder for figure 1 of Goodfellow et al., 2014, as a film: frames/NNN.png and figure-1.gif. Nothing else is
+    done then."""
     json: Flag = False
     """Print one JSON document instead of text."""
 
@@ -34,6 +37,10 @@ def main(arguments: Sequence[str]) -> int:
     """Run the verb and return its exit code."""
     wishes = parse(Arguments, "theory", arguments)
     wanted = _wanted(wishes.only)
+    if wishes.film is not None and (wishes.out is not None or wishes.only or wishes.json):
+        raise UserError("--film draws figure 1 and nothing else: leave --out, --only and --json out")
+    if wishes.film is not None:
+        return _film(_place(folder("--film", wishes.film), "--film") or Path())
     out = _place(folder("--out", wishes.out))
     findings = []
     for finding in _checked(wanted):
@@ -62,12 +69,12 @@ def _wanted(only: Sequence[str]) -> dict[str, Check]:
     return {name: check for name, check in known.items() if not only or name in only}
 
 
-def _place(out: Path | None) -> Path | None:
+def _place(out: Path | None, option: str = "--out") -> Path | None:
     """The folder for pictures, made before anything is computed, and nothing computed that cannot be drawn."""
     if out is not None:
-        require("matplotlib.figure", why="fastgan theory --out")
+        require("matplotlib.figure", why=f"fastgan theory {option}")
         if out.exists() and not out.is_dir():
-            raise UserError(f"--out {out}: that is a file; name a folder")
+            raise UserError(f"{option} {out}: that is a file; name a folder")
         out.mkdir(parents=True, exist_ok=True)
     return out
 
@@ -96,3 +103,21 @@ def _draw(claim: Claim, out: Path) -> None:
     if figure is not None:
         with replacing(out / f"{claim.name}.png") as path:
             figure.savefig(path, format="png")
+
+
+def _film(out: Path) -> int:
+    """Write the frames of figure 1, and the GIF that they make, each whole or not at all."""
+    tqdm = require("tqdm", why="the progress bar").tqdm
+    (out / "frames").mkdir(exist_ok=True)
+    moments = figure_1.play()
+    frames = []
+    with tqdm(total=len(figure_1.shown(moments)), unit="frame", file=sys.stderr, disable=None, leave=False) as bar:
+        for number, figure in enumerate(figure_1.film(moments)):
+            frames.append(out / "frames" / f"{number:03}.png")
+            with replacing(frames[-1]) as path:
+                figure.savefig(path, format="png")
+            bar.update()
+    with replacing(out / "figure-1.gif") as path:
+        figure_1.animate(frames, path)
+    say(f"{out / 'figure-1.gif'}: {len(frames)} frames, step 0 to {moments[-1].step}; each is in {out / 'frames'}")
+    return 0

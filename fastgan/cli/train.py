@@ -15,7 +15,7 @@ from fastgan.cli import train_ensemble
 from fastgan.cli.arguments import Flag, Text, Whole, assigned, folder, parse, shown
 from fastgan.cli.output import say as say_alone
 from fastgan.errors import UserError
-from fastgan.presets import ALIASES, PRESETS, Config, from_dict, nested, preset, read, start
+from fastgan.presets import ABOUT, ALIASES, PRESETS, Config, from_dict, nested, preset, read, start
 from fastgan.train import Trainer, joining, run, state
 from fastgan.train.distributed import Team
 
@@ -27,8 +27,8 @@ class Arguments:
     target: Annotated[str | None, tyro.conf.Positional, shown("PRESET|FILE.yaml")] = None
     """A preset's name, or a YAML file of keys (its key 'preset' names the preset it starts from)."""
     data: Text = None
-    """Data set: digits, mnist, fashion-mnist, ring8, grid25, folder:PATH, wds:SHARDS, csv:PATH, npz:PATH, npy:PATH,
-    mnist:PATH."""
+    """Data set: digits, mnist, fashion-mnist, ring8, grid25, patterns8, folder:PATH, wds:SHARDS, csv:PATH, npz:PATH,
+    npy:PATH, mnist:PATH."""
     out: Text = None
     """Folder of the run. Default: runs/PRESET, then runs/PRESET-2, ...; an existing run is never overwritten."""
     steps: Whole = None
@@ -176,10 +176,14 @@ def _headline(trainer: Trainer) -> str:
     )
     return (
         f"{config.preset}: {len(trainer.data):,} samples of {trainer.data.name}, {count:,} parameters,"
-        f" batch {config.batch_size}{_shared_out(trainer)}, {config.objective}\n"
+        f" batch {config.batch_size}{_shared_out(trainer)}, {_trained_by(config)}\n"
         f"device: {trainer.describe_device()}\n"
         f"run: {trainer.out}"
     )
+
+
+def _trained_by(config: Config) -> str:
+    return config.objective if config.method == "adversarial" else config.method
 
 
 def _shared_out(trainer: Trainer) -> str:
@@ -200,6 +204,5 @@ def _listing() -> str:
     for name, config in PRESETS.items():
         aliases = [alias for alias, target in ALIASES.items() if target == name]
         also = f" (alias {', '.join(aliases)})" if aliases else ""
-        networks = f"{config.generator.name} on {config.data}"
-        lines.append(f"  {name + also:24} {networks:16} batch {config.batch_size}, {config.steps:,} steps")
+        lines.append(f"  {name + also:28} {ABOUT[name]}; {config.steps:,} steps")
     return "\n".join(lines)

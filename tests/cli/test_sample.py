@@ -36,7 +36,7 @@ def run(tmp_path_factory):
 class ByClass(nn.Module):
     """Images whose first pixel tells the label, and the others the latent."""
 
-    def __init__(self, z_dim, sample_shape, *, num_classes: int = 3):
+    def __init__(self, z_dim, sample_shape, num_classes: int):
         super().__init__()
         self.num_classes, self.sample_shape = num_classes, sample_shape
         self.scale = nn.Parameter(torch.tensor(0.3))
@@ -56,8 +56,8 @@ def conditional(tmp_path, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "by_class", types.SimpleNamespace(G=ByClass))
     monkeypatch.setitem(models.NETWORKS, "by_class", ("by_class", "G", "G"))
-    config = from_dict({"z_dim": 4, "generator": {"name": "by_class", "num_classes": 3}})
-    module = ByClass(4, (1, 2, 2)).eval()
+    config = from_dict({"z_dim": 4, "generator": {"name": "by_class"}})
+    module = ByClass(4, (1, 2, 2), 3).eval()
     file = tmp_path / "by_class.safetensors"
     write(Generator(module, config, 5, torch.device("cpu"), (1, 2, 2), "raw"), file, "safetensors")
     return file

@@ -77,6 +77,8 @@ def test_out_is_a_page_of_pictures(tmp_path, capsys):
         (["--only", "phlogiston"], "unknown claim 'phlogiston'"),
         (["--out", ""], "--out is empty"),
         (["--out", "file"], "that is a file"),
+        (["--film", "file"], "--film file: that is a file"),
+        (["--film", "f", "--json"], "leave --out, --only and --json out"),
         (["--seed", "1"], "--seed"),
     ],
 )

@@ -17,6 +17,7 @@ TINY = {
     "log_every": "2",
     "checkpoint_every": "3",
     "steps": "3",
+    "updates": "fresh",
     "device": "cpu",
 }
 FREE = {
@@ -31,6 +32,7 @@ FREE = {
     "threads": "2",
     "graph": "false",
     "unroll": "2",
+    "one_launch": "never",
     "on_nan": "skip",
     "resident": "never",
     "readers": "1",
@@ -39,7 +41,11 @@ FORCED = {
     "latent": "uniform",
     "objective": "hinge",
     "penalty": "r1",
+    "label_smoothing": "0.1",
     "n_critic": "2",
+    "critic_warmup": "{updates: 3}",
+    "clip": "0.1",
+    "limit": "50",
     "updates": "shared",
     "generator_optimizer.lr": "0.001",
     "discriminator_optimizer.betas": "[0.5, 0.9]",
@@ -59,6 +65,8 @@ OTHER = {  # other networks, to which no checkpoint belongs, or what the data fo
     "discriminator.hidden": ("[5]", "another discriminator"),
     "image_size": ("8", "image"),
     "flip": ("true", "flip"),
+    "augment": ("color", "augment"),
+    "generator_optimizer.name": ("sgd", "another optimiser of the generator"),
 }
 
 

@@ -67,8 +67,10 @@ def test_a_table(fastgan: Any, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("\n".join(["age,pay,job", *rows]))
     code, out, _ = fastgan("train", "mlp", "--data", "csv:t.csv", *MLP, "--set", "generator.output=none", "--out", "r")
     assert code == 0 and "200 samples of csv:" in out
-    code, _, err = fastgan("sample", "r")
+    code, _, err = fastgan("sample", "r", "--out", "rows.png")
     assert code == 2 and "are no pictures" in err and "--out samples.npz" in err and err.count("\n") == 1
+    assert fastgan("sample", "r", "--n", "3", "--out", "rows.csv")[0] == 0
+    assert (tmp_path / "rows.csv").read_text().splitlines()[0] == "age,pay,job"
     assert fastgan("sample", "r", "--out", "samples.npz")[0] == 0
 
 

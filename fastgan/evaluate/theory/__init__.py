@@ -13,6 +13,7 @@ __all__ = ["MODULES", "Check", "Claim", "Measured", "checks", "name_of"]
 
 MODULES = (
     "discriminator",
+    "figure_1",
     "divergences",
     "critic",
     "saturation",
