@@ -3,7 +3,7 @@
 Rows are the same by suite, workload, variant, shape and dtype. Their times are those of the clock nearest to the device
 that timed both. B is slower (or faster) where the ranges from the 20th to the 80th percentile are disjoint and the
 medians further apart than ``--band``. A row that was right in A and is wrong in B is a regression as well, and so is a
-compiled variant that has new problems.
+compiled variant that has new problems. What trained systems are worth may differ in either direction: it is shown only.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastgan.benchmarks.reading import read
-from fastgan.benchmarks.record import Compiled, Record, Row, Spread, Timed
+from fastgan.benchmarks.record import Compiled, Record, Row, Scored, Spread, Timed
 from fastgan.benchmarks.speedups import CLOCKS
 from fastgan.benchmarks.table import enumerate_names, spread, table
 from fastgan.errors import UserError
 
 BAND = 0.1
-SLOWER, FASTER, SAME, BROKEN = "SLOWER", "faster", "the same", "BROKEN"
+SLOWER, FASTER, SAME, BROKEN, DIFFERS = "SLOWER", "faster", "the same", "BROKEN", "differs"
 Identity = tuple[object, ...]
 
 
@@ -54,6 +54,8 @@ def identities(record: Record) -> dict[Identity, Row]:
     for row in record.rows:
         if isinstance(row, Timed):
             kind: Identity = (row.suite, row.workload, row.variant, row.shape, row.dtype)
+        elif isinstance(row, Scored):
+            kind = (row.suite, row.table, row.system, str(row.steps), row.seed)
         else:
             kind = (row.suite, row.op, row.kernel, row.variant, row.arch)
         seen[kind] += 1
@@ -83,6 +85,13 @@ def paired(before: Row, after: Row, band: float) -> Pair | None:
     if isinstance(before, Compiled) and isinstance(after, Compiled):
         new = [problem for problem in after.problems if problem not in before.problems]
         return Pair(after, verdict=BROKEN if new else SAME, why="; ".join(new))
+    if isinstance(before, Scored) and isinstance(after, Scored):
+        changed = [
+            f"{name} {before.values[name]:.4g} -> {value:.4g}"
+            for name, value in after.values.items()
+            if before.values.get(name, value) != value
+        ]
+        return Pair(after, verdict=DIFFERS if changed else SAME, why=", ".join(changed))
     return None
 
 
@@ -101,6 +110,8 @@ def named(row: Row) -> tuple[str, ...]:
     """Return what a reader tells a row by."""
     if isinstance(row, Timed):
         return row.workload, row.variant, row.shape, row.dtype
+    if isinstance(row, Scored):
+        return row.table, row.system, f"{row.steps} steps", f"seed {row.seed}"
     return row.kernel, row.variant, f"sm_{row.arch}", ""
 
 
@@ -136,7 +147,9 @@ def main(arguments: Sequence[str]) -> int:
     wrong = [pair for pair in found if pair.regression]
     print(
         f"{len(found)} rows in common: "
-        + ", ".join(f"{counts[name]} {name}" for name in (SLOWER, BROKEN, FASTER, SAME))
+        + ", ".join(
+            f"{counts[name]} {name}" for name in (SLOWER, BROKEN, FASTER, SAME, *([DIFFERS] * (DIFFERS in counts)))
+        )
     )
     if absent := missing(a, b):
         print(f"{len(absent)} rows of A were not measured in B: {enumerate_names(absent, 4)}")

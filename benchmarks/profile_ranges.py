@@ -276,7 +276,7 @@ def parts(trainer: Trainer) -> Iterable[tuple[object, str, Range]]:
         yield getattr(step.players, f"{side}_optimizer"), "step", Range("optimisers", f"{side[0].upper()}'s optimiser")
     yield step._to_generator, "form", Range("backward")
     yield step._to_discriminator, "form", Range("backward")
-    yield step, "_scores", Range("metrics", "scores")
+    yield step.losses, "scores", Range("metrics", "scores")
     yield step.meter, "observe", Range("metrics", "sums and clock")
 
 

@@ -188,10 +188,10 @@ def counted(trainer: Trainer, patterns: Iterable[Pattern], counts: dict[Pattern,
 
 
 def replayed(trainer: Trainer, steps: int, trace: Path) -> dict[str, float]:
-    """Replay the captured graph of single steps: host wall, kernel time, gaps and launches of one."""
-    from fastgan.train.replays import Replays
+    """Make single steps as ``fit`` does, by graph or launch: host wall, kernel time, gaps and launches of one."""
+    from fastgan.train.replays import Eagerly
 
-    if not isinstance(trainer._run, Replays):
+    if isinstance(trainer._run, Eagerly):
         return {}
 
     def go() -> None:

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fastgan.benchmarks.record import FORMAT, Ceilings, Check, Compiled, Record, Row, Spread, Timed, validate
+from fastgan.benchmarks.record import FORMAT, Ceilings, Check, Compiled, Record, Row, Scored, Spread, Timed, validate
 from fastgan.errors import UserError
 
 SPREADS = ("wall_us", "device_us", "graph_us")
@@ -56,6 +56,8 @@ def row_of(body: dict[str, Any]) -> Row:
     fields = {name: value for name, value in body.items() if name != "kind"}
     if body["kind"] == Compiled.kind:
         return Compiled(**fields)
+    if body["kind"] == Scored.kind:
+        return Scored(**fields)
     for name in SPREADS:
         fields[name] = Spread(**body[name]) if body[name] else None
     fields["check"] = Check(**body["check"]) if body["check"] else None

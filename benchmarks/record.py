@@ -120,7 +120,31 @@ class Compiled:
         return not self.problems
 
 
-Row = Timed | Compiled
+@dataclass
+class Scored:
+    """What one trained system is worth by one metric."""
+
+    kind: ClassVar[str] = "scored"
+
+    table: str
+    system: str
+    preset: str
+    seed: int
+    steps: int
+    published_steps: int  # of the figures that it is held against
+    values: dict[str, float] = field(default_factory=dict)
+    protocol: str = ""
+    train_seconds: float | None = None
+    suite: str | None = None  # as the runner says
+    task: str | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Nothing gates it: whatever came of the run is the result."""
+        return True
+
+
+Row = Timed | Compiled | Scored
 
 
 def said(error: BaseException) -> str:

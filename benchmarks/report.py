@@ -1,4 +1,4 @@
-"""``fastgan bench report``: tables and pictures of docs/benchmarks.md, and the README's table, from the records.
+"""``fastgan bench report``: tables and pictures of docs/benchmarks.md and docs/quality.md, and the README's table.
 
 What stands outside the marks stays as it is. What no record holds reads "not measured".
 """
@@ -14,17 +14,18 @@ from fastgan.benchmarks import report_tables as tables
 from fastgan.benchmarks.findings import RESULTS, Findings, collect
 from fastgan.benchmarks.forecasts import PREDICTED, Forecast, beside, load
 from fastgan.benchmarks.marks import placed
+from fastgan.benchmarks.quality_page import page as quality
 from fastgan.benchmarks.report_plots import draw
 from fastgan.errors import UserError
 
 ROOT = RESULTS.parent.parent
-RESULTS_MARK, SPEED_MARK = "results", "speed"
+RESULTS_MARK, SPEED_MARK, QUALITY_MARK = "results", "speed", "quality"
 
 
 def main(arguments: Sequence[str]) -> int:
     """Write the report. Returns 0, or 1 with ``--check`` where a page does not say what the records say."""
     options = parse(arguments)
-    for path in (options.results, options.page, options.readme):
+    for path in (options.results, options.page, options.readme, options.quality):
         if not path.exists():
             raise UserError(f"no {path} here: run it in a clone, or name another (--results, --page, --readme)")
     found = collect(options.results)
@@ -32,6 +33,7 @@ def main(arguments: Sequence[str]) -> int:
     contents = {
         options.page: (RESULTS_MARK, "\n".join(results(found, load(options.predictions), pictures))),
         options.readme: (SPEED_MARK, "\n".join(tables.short(found))),
+        options.quality: (QUALITY_MARK, "\n".join(quality(options.results / "quality"))),
     }
     stale = []
     for path, (mark, content) in contents.items():
@@ -107,6 +109,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         ("--predictions", PREDICTED, "the folder of the predictions"),
         ("--page", ROOT / "docs" / "benchmarks.md", "the page with the marks of the results"),
         ("--readme", ROOT / "README.md", "the page with the marks of the short table"),
+        ("--quality", ROOT / "docs" / "quality.md", "the page with the marks of the published figures' tables"),
         ("--pictures", ROOT / "docs" / "pictures", "where pictures are written"),
     ):
         parser.add_argument(name, type=Path, default=default, metavar="PATH", help=f"{what} ({default})")

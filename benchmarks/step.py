@@ -205,6 +205,10 @@ class Given:
         """Real samples ``at``."""
         return self._real[at % len(self._real)]
 
+    def labelled(self, at: int) -> tuple[Tensor, Tensor]:
+        """No baseline tells classes apart."""
+        raise NotImplementedError("no baseline tells classes apart")
+
     def z(self, at: int) -> Tensor:
         """Latents ``at``."""
         return self._z[at % len(self._z)]

@@ -121,7 +121,7 @@ def workloads(small: bool = False) -> tuple[Workload, ...]:
             100,
             (2,),
             ring8.build,
-            functools.partial(named, "ring8"),
+            ring,
             (16, 100, 256, 1024),
         ),
         sides[1],
@@ -135,6 +135,15 @@ def named(preset: str) -> Config:
     return presets.preset(preset)
 
 
+def ring() -> Config:
+    """Return preset ``ring8`` with the networks of the baseline, and fresh fakes for each update."""
+    from fastgan.presets import Network
+
+    hidden = {"hidden": [400] * 4, "norm_eps": 1e-5, "activation": "relu", "output": "none"}
+    critic = Network("mlp", {"hidden": [200] * 3})
+    return replace(named("ring8"), updates="fresh", generator=Network("mlp", hidden), discriminator=critic)
+
+
 def convolutional(side: int, width: int = 64) -> Config:
     """Return DCGAN's preset for images of that side."""
     options = {"width": width, "max_width": 16 * width}
@@ -145,9 +154,9 @@ def convolutional(side: int, width: int = 64) -> Config:
 
 def penalised(latent: int) -> Config:
     """Return a configuration of WGAN-GP, its networks those of preset ``mlp`` unless others are given."""
-    from fastgan.presets.config import Adam, Config, Penalty
+    from fastgan.presets import Config, Optimizer, Penalty
 
-    adam = Adam(1e-4, (0.5, 0.9))
+    adam = Optimizer(lr=1e-4, betas=(0.5, 0.9))
     return Config(
         preset="wgan-gp",
         z_dim=latent,

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
-from fastgan.benchmarks.record import Compiled, Record, Spread, Timed
+from fastgan.benchmarks.record import Compiled, Record, Scored, Spread, Timed
 
 NOTHING = ""
 WORDS = {"workload", "variant", "shape", "dtype", "L2", "check", "note", "kernel", "arch", "limited by", "verdict"} | {
-    *("phase", "layer", "direction", "bound", "backend", "why", "clock"),
+    *("phase", "layer", "direction", "bound", "backend", "why", "clock", "table", "system"),
 }
 
 R = TypeVar("R")
@@ -21,11 +21,14 @@ def render(record: Record) -> str:
     """Return the record's rows as text: one table for timed rows, one for compiled ones, then what was left out."""
     timed = [row for row in record.rows if isinstance(row, Timed)]
     compiled = [row for row in record.rows if isinstance(row, Compiled)]
+    scored = [row for row in record.rows if isinstance(row, Scored)]
     parts = []
     if timed:
         parts.append(table(timed_columns(timed), timed))
     if compiled:
         parts.append(table(COMPILED, compiled) if len(compiled) <= MOST_ROWS else summary(compiled))
+    if scored:
+        parts.append(table(scored_columns(scored), scored))
     by_reason: dict[str, list[str]] = {}
     for entry in record.left_out:
         by_reason.setdefault(entry["why"], []).append(entry["name"])
@@ -65,6 +68,21 @@ def table(columns: Mapping[str, Callable[[R], str]], rows: Sequence[R]) -> str:
             align = str.ljust if title in WORDS else str.rjust
             padded.append([align(text, width) for text in (title, "-" * width, *cells)])
     return "\n".join("  ".join(line).rstrip() for line in zip(*padded, strict=True))
+
+
+def scored_columns(rows: Sequence[Scored]) -> dict[str, Callable[[Scored], str]]:
+    """Return the columns of scored rows: one for each value that any of them has."""
+
+    def valued(name: str) -> Callable[[Scored], str]:
+        return lambda row: f"{row.values[name]:.4g}" if name in row.values else NOTHING
+
+    known: dict[str, Callable[[Scored], str]] = {
+        "table": lambda row: row.table,
+        "system": lambda row: row.system,
+        "seed": lambda row: str(row.seed),
+        "steps": lambda row: str(row.steps),
+    }
+    return known | {name: valued(name) for row in rows for name in row.values}
 
 
 def timed_columns(rows: Sequence[Timed]) -> dict[str, Callable[[Timed], str]]:

@@ -1,8 +1,8 @@
 """Workload ``ring-8``: points in a plane, from eight Gaussians on a circle.
 
 Source: the set-up of VEEGAN and PacGAN: G 2-400-400-400-400-2, ReLU, here with batch norm on all hidden layers but the
-first; D 2-200-200-200-1, here with LeakyReLU 0.2 in place of maxout; Adam 1e-4 (0.8, 0.999); batch 100. It is what
-preset ``ring8`` trains. Each update has fakes of its own.
+first; D 2-200-200-200-1, here with LeakyReLU 0.2 in place of maxout; Adam 1e-4 (0.8, 0.999); batch 100. Each update has
+fakes of its own, where preset ``ring8`` has both players move at once.
 """
 
 from __future__ import annotations

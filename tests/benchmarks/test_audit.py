@@ -92,6 +92,7 @@ def test_divisibility_is_part_of_what_is_compiled(rows: list[Compiled]) -> None:
         compile_variant(dataclasses.replace(variant, signature={"a": "*bf16"}), 90)
 
 
+@pytest.mark.full
 def test_processes_give_the_rows_of_one_process(rows: list[Compiled]) -> None:
     def key(row: object) -> object:
         return {name: value for name, value in vars(row).items() if name != "seconds"}

@@ -53,6 +53,7 @@ def inputs_of(layer: Convolution, direction: str, dtype: str = "float32", batch:
     return torchs.operands_of(layer, batch, dtype, direction, torch.Generator().manual_seed(0))
 
 
+@pytest.mark.full
 def test_the_smoke_form_races_kinds_of_layers_in_every_direction(tmp_path: Path) -> None:
     path = tmp_path / "record.json"
     some = ["--workload", "dcgan-64", "hifigan-v1", "--layer", "g2", "d1", "res1-k3-d3"]

@@ -29,6 +29,7 @@ def measured(policy: str, direction: str, device: str = "cpu", dtype: str = "flo
     return {row.variant: row for row in rows if isinstance(row, Timed)}
 
 
+@pytest.mark.full
 def test_the_smoke_form_races_every_policy_both_ways(tmp_path: Path) -> None:
     path = tmp_path / "record.json"
     assert main(["diff-augment", "--smoke", "--device", "cpu", "--json", str(path)]) == 0

@@ -101,6 +101,7 @@ def test_the_world_is_as_it_was() -> None:
     assert choose("linear_act", torch.device("cpu"), torch.float32).backend == "reference"
 
 
+@pytest.mark.full
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert launch_list.main(["--workload", "ring-8", "--batch", "16"]) == 0
     assert "ring-8, batch 16, bf16, backend `triton`" in capsys.readouterr().out

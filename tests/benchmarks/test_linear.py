@@ -54,6 +54,7 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return body
 
 
+@pytest.mark.full
 def test_the_smoke_form_races_every_kind_of_layer_in_every_direction(smoke: dict[str, Any]) -> None:
     if importlib.util.find_spec("jsonschema"):
         validate(smoke)
@@ -72,6 +73,7 @@ def test_the_smoke_form_races_every_kind_of_layer_in_every_direction(smoke: dict
     assert all(row["roofline"] for row in timed)
 
 
+@pytest.mark.full
 def test_contenders_that_were_not_raced_say_why(smoke: dict[str, Any]) -> None:
     untimed = [row for row in smoke["rows"] if row["variant"] in ("compiled", "fastgan triton") and not row["wall_us"]]
     assert {row["variant"] for row in untimed} >= {"compiled"}

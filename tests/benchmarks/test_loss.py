@@ -32,6 +32,7 @@ def test_every_side_has_a_baseline() -> None:
     assert set(loss.LABELS) < set(loss.EAGER)
 
 
+@pytest.mark.full
 def test_the_smoke_form_races_every_side(tmp_path: Any) -> None:
     path = tmp_path / "record.json"
     assert main(["loss", "--smoke", "--device", "cpu", "--json", str(path)]) == 0

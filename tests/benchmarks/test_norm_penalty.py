@@ -26,6 +26,7 @@ def measured(device: str = "cpu") -> dict[str, Timed]:
     return {row.variant: row for row in rows if isinstance(row, Timed)}
 
 
+@pytest.mark.full
 def test_the_smoke_form_races_what_runs_here(tmp_path: Path) -> None:
     path = tmp_path / "record.json"
     assert main(["norm-penalty", "--smoke", "--device", "cpu", "--json", str(path)]) == 0
