@@ -21,7 +21,8 @@ endif
 unexport TRITON_INTERPRET
 PYTEST = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal
 SELECT := not full and
-SLICE := --slice
+SLICE := --slice 10
+PART := --slice 3
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -52,12 +53,13 @@ lint: $(READY) ## ruff and mypy
 	$(PY) -m mypy -p fastgan
 
 test: lint ## every check that needs no GPU: lint, tests, and the Triton kernels under the interpreter
-	$(PYTEST) -m '$(SELECT) not interpret and not gpu' $(ARGS)
+	$(PYTEST) -m '$(SELECT) not interpret and not gpu' $(PART) $(ARGS)
 	TRITON_INTERPRET=1 $(PYTEST) -m '$(SELECT) interpret' $(SLICE) $(ARGS)
 
 test-all: export FASTGAN_TEST_ALL := 1
 test-all: SELECT :=
 test-all: SLICE :=
+test-all: PART :=
 test-all: PYTEST += -o timeout=1500
 test-all: test ## the same with the full counts
 

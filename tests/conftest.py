@@ -37,7 +37,7 @@ def gpu_problem() -> str | None:
 
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
-    parser.addoption("--slice", action="store_true", help="of a test with many cases run a quarter, always the same")
+    parser.addoption("--slice", type=int, metavar="N", help="of a test with many cases run one in N, always the same")
     parser.addoption("--require-gpu", action="store_true", help="end with exit code 2 where no usable GPU is")
     if not pluginmanager.hasplugin("timeout"):
         parser.addini("timeout", "seconds that a test may take: without pytest-timeout nobody watches them")
@@ -71,8 +71,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         keep = [item for item in items if item.get_closest_marker("interpret")]
         config.hook.pytest_deselected(items=[item for item in items if item not in set(keep)])
         items[:] = keep
-    if config.getoption("--slice"):
-        keep = sliced(items)
+    if share := config.getoption("--slice"):
+        keep = sliced(items, share)
         config.hook.pytest_deselected(items=[item for item in items if item not in keep])
         items[:] = [item for item in items if item in keep]
     reasons = {}
@@ -87,15 +87,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason=reason))
 
 
-def sliced(items: Iterable[pytest.Item]) -> set[pytest.Item]:
-    """A quarter of each test's cases, two at the least: which ones follows from the test's name."""
+def sliced(items: Iterable[pytest.Item], share: int) -> set[pytest.Item]:
+    """One in ``share`` of each test's cases, rounded up: which ones follows from the test's name."""
     tests: dict[str, list[pytest.Item]] = {}
     for item in items:
         tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
     return {
-        case
-        for name, cases in tests.items()
-        for case in random.Random(name).sample(cases, min(len(cases), max(2, -(-len(cases) // 4))))
+        case for name, cases in tests.items() for case in random.Random(name).sample(cases, -(-len(cases) // share))
     }
 
 
