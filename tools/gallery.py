@@ -28,17 +28,28 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "gallery.md"
 PICTURES = ROOT / "docs" / "pictures" / "gallery"
 HEIGHT, WIDTH, GAP = 300, 1100, 12
+Result = dict[str, Any]  # what ``fastgan evaluate --json`` says of a metric
 
 
 @dataclass(frozen=True)
 class Exhibit:
-    """A run: a preset, its steps and settings; then ``metrics`` to evaluate and arguments of a ``sample`` to show."""
+    """A run: a preset, its steps and settings; then what is shown of it.
+
+    Attributes:
+        preset, steps, settings: these.
+        metrics: to evaluate.
+        sample: arguments of a ``fastgan sample`` whose picture is shown in place of the run's last one.
+        pictures: of the run's folder, written by the metrics, shown in place of samples and curves.
+        run: the exhibit whose run it is; its own by default.
+    """
 
     preset: str
     steps: int
     settings: Sequence[str] = ()
     metrics: Sequence[str] = ()
     sample: Sequence[str] = ()
+    pictures: Sequence[str] = ()
+    run: str = ""
 
     @property
     def command(self) -> str:
@@ -85,6 +96,13 @@ EXHIBITS: dict[str, Exhibit] = {
         "gan-digits", 2000, ["generator_optimizer.lr=1e-2", "generator.norm=false"], ["diversity", "precision-recall"]
     ),
     "ignored-z": Exhibit("acgan", 2000, ["class_weight=30"], ["interpolation"], ["--class", "rows"]),
+    "adversarial": Exhibit(
+        "gan-digits",
+        10_000,
+        metrics=["adversarial"],
+        pictures=[f"evaluation/adversarial-{of}.png" for of in ("classifier", "discriminator")],
+        run="gan-digits",
+    ),
 }
 TRICKS = {  # each of DCGAN's tricks taken back on the 8x8 digits
     "all four": [],
@@ -108,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             elif name not in EXHIBITS:
                 raise UserError(f"there is no exhibit {name!r}: dcgan-tricks, {', '.join(EXHIBITS)}")
             else:
-                exhibit(name, EXHIBITS[name], options.runs / name)
+                exhibit(name, EXHIBITS[name], options.runs / (EXHIBITS[name].run or name))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -123,8 +141,10 @@ def exhibit(name: str, what: Exhibit, run: Path) -> None:
         shown = run / "shown.png"
         fastgan("sample", str(run), "--seed", "0", "--out", str(shown), *what.sample)
     PICTURES.mkdir(parents=True, exist_ok=True)
-    beside([path for path in (shown, run / "curves.png") if path.exists()], PICTURES / f"{name}.png")
-    place(PAGE, name, "\n".join(lines(name, what, run)))
+    text = "\n".join(lines(name, what, run))
+    paths = [run / picture for picture in what.pictures] or [shown, run / "curves.png"]
+    beside([path for path in paths if path.exists()], PICTURES / f"{name}.png")
+    place(PAGE, name, text)
     print(f"{name}: {PICTURES / name}.png")
 
 
@@ -151,18 +171,33 @@ def ablation(runs: Path) -> None:
 
 def lines(name: str, what: Exhibit, run: Path) -> list[str]:
     """What stands in the page: command, picture, figures, alarms."""
+    found = results(what, run)
+    if what.pictures:
+        more = [f"fastgan evaluate runs/{what.preset} --metric {metric}" for metric in what.metrics]
+        picture = f"![{name}](pictures/gallery/{name}.png)"
+        return [*fenced(what.command, *more), "", picture, "", *(line for one in found for line in table(one))]
     with (run / "metrics.csv").open(encoding="utf-8", newline="") as file:
         last = list(csv.DictReader(file))[-1]
     seconds, images = float(last["seconds"]), int(last["images"])
     took = f"{images:,} real samples in {seconds / 60:.1f} minutes without a GPU"
-    said = [took, *measured(what, run), alarms(run)]
     picture = f"![{name}: samples and curves](pictures/gallery/{name}.png)"
-    return [*fenced(what.command), "", picture, "", *bullets(said)]
+    return [*fenced(what.command), "", picture, "", *bullets([took, *map(measured, found), alarms(run)])]
 
 
-def fenced(command: str) -> list[str]:
-    """A command as the page shows it."""
-    return ["```", command, "```"]
+def table(result: Result) -> list[str]:
+    """Values that are named "of what: which", a column for each of the former; below, how they were measured."""
+    cells = {tuple(name.split(": ", 1)): value for name, value in result["values"].items()}
+    columns, rows = (list(dict.fromkeys(key[part] for key in cells)) for part in (0, 1))
+    found = ["| | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
+    for row in rows:
+        values = (f"{cells[column, row]:.3g}" if (column, row) in cells else "" for column in columns)
+        found.append(f"| {row} | " + " | ".join(values) + " |")
+    return [*found, "", f"<sub>{result['protocol']}</sub>"]
+
+
+def fenced(*commands: str) -> list[str]:
+    """Commands as the page shows them."""
+    return ["```", *commands, "```"]
 
 
 def bullets(said: Sequence[str]) -> list[str]:
@@ -177,7 +212,7 @@ def train(what: Exhibit, run: Path) -> None:
     fastgan("train", what.preset, "--steps", str(what.steps), *settings, "--out", str(run), *going_on)
 
 
-def results(what: Exhibit, run: Path) -> list[dict[str, Any]]:
+def results(what: Exhibit, run: Path) -> list[Result]:
     """What ``fastgan evaluate`` finds, metric by metric."""
     found = []
     for metric in what.metrics:
@@ -186,13 +221,10 @@ def results(what: Exhibit, run: Path) -> list[dict[str, Any]]:
     return found
 
 
-def measured(what: Exhibit, run: Path) -> list[str]:
-    """The metrics' values, each with its protocol."""
-    found = []
-    for result in results(what, run):
-        values = ", ".join(f"{name} {value:.4g}" for name, value in result["values"].items())
-        found.append(f"`{result['metric']}`: {values} ({result['protocol']})")
-    return found
+def measured(result: Result) -> str:
+    """A metric's values, its protocol in small print."""
+    values = ", ".join(f"{name} {value:.3g}" for name, value in result["values"].items())
+    return f"`{result['metric']}`: {values}<br><sub>{result['protocol']}</sub>"
 
 
 def alarms(run: Path) -> str:
@@ -209,14 +241,14 @@ def alarms(run: Path) -> str:
 def beside(paths: Sequence[Path], out: Path) -> None:
     """Set pictures side by side at one height, in 64 colours where that does: a page of many loads quickly."""
     pictures = [Image.open(path).convert("RGB") for path in paths]
-    scaled = [one.resize((max(1, round(one.width * HEIGHT / one.height)), HEIGHT), Image.LANCZOS) for one in pictures]
+    scaled = [one.resize((max(1, round(one.width * HEIGHT / one.height)), HEIGHT), Image.Resampling.LANCZOS) for one in pictures]
     sheet = Image.new("RGB", (sum(one.width for one in scaled) + GAP * (len(scaled) - 1), HEIGHT), "white")
     left = 0
     for one in scaled:
         sheet.paste(one, (left, 0))
         left += one.width + GAP
     if sheet.width > WIDTH:
-        sheet = sheet.resize((WIDTH, round(sheet.height * WIDTH / sheet.width)), Image.LANCZOS)
+        sheet = sheet.resize((WIDTH, round(sheet.height * WIDTH / sheet.width)), Image.Resampling.LANCZOS)
     colours = len(np.unique(np.asarray(sheet).reshape(-1, 3), axis=0))
     (sheet.quantize(128) if colours > 128 else sheet).save(out, optimize=True)
 
