@@ -22,7 +22,7 @@ unexport TRITON_INTERPRET
 PYTEST = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal
 SELECT := not full and
 SLICE := --slice 10
-PART := --slice 3
+PART := --slice 4
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:

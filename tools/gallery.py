@@ -59,7 +59,9 @@ class Exhibit:
 
 SMALL = ["image_size=null", "generator.width=64", "discriminator.width=64", "threads=1", "checkpoint_every=1000"]
 RATES = [
-    f"{side}_optimizer.{key}" for side in ("generator", "discriminator") for key in ("lr=1e-3", "betas=[0.5,0.999]")
+    f"{side}_optimizer.{key}"
+    for side, rate in (("generator", "1e-3"), ("discriminator", "1e-4"))
+    for key in (f"lr={rate}", "betas=[0.5,0.999]")
 ]
 EXHIBITS: dict[str, Exhibit] = {
     "gan-mnist-2014": Exhibit("gan-mnist-2014", 6000, ["threads=1"], ["precision-recall"]),
@@ -241,7 +243,10 @@ def alarms(run: Path) -> str:
 def beside(paths: Sequence[Path], out: Path) -> None:
     """Set pictures side by side at one height, in 64 colours where that does: a page of many loads quickly."""
     pictures = [Image.open(path).convert("RGB") for path in paths]
-    scaled = [one.resize((max(1, round(one.width * HEIGHT / one.height)), HEIGHT), Image.Resampling.LANCZOS) for one in pictures]
+    scaled = [
+        one.resize((max(1, round(one.width * HEIGHT / one.height)), HEIGHT), Image.Resampling.LANCZOS)
+        for one in pictures
+    ]
     sheet = Image.new("RGB", (sum(one.width for one in scaled) + GAP * (len(scaled) - 1), HEIGHT), "white")
     left = 0
     for one in scaled:
