@@ -8,12 +8,21 @@ import torch
 
 from fastgan import Trainer, models
 from fastgan.data import Dataset
+from fastgan.errors import UserError
 from fastgan.presets import ABOUT, PRESETS, preset
 from fastgan.train import pictures, run
 from fastgan.train.capture import strict
+from fastgan.train.export import SUFFIXES, write
+from fastgan.train.generate import load_generator
 
 SIDES = ("generator", "discriminator")
 BUILT_IN = ("people", "patterns8")  # data that are small anyway, and of a kind of their own
+SLICE = ("dcgan", "ctgan")  # convolutions, which lie channels last where steps are captured; a table
+
+
+def sliced(names):
+    """Presets as cases, most of them for the full counts only."""
+    return [pytest.param(name, marks=[] if name in SLICE else pytest.mark.full) for name in names]
 
 
 def narrow(name, side):
@@ -55,11 +64,8 @@ def written(trainer):
     return {f"{file} {name}": value for file, named in tensors.items() for name, value in named.items()}
 
 
-SLICE = ("dcgan", "ctgan")  # convolutions, which lie channels last where steps are captured; a table
-
-
 @pytest.mark.parametrize("captured", [False, True])
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in SLICE else pytest.mark.full) for n in PRESETS])
+@pytest.mark.parametrize("name", sliced(PRESETS))
 def test_each_preset_goes_on_as_if_nothing_had_happened(name, captured, tmp_path, monkeypatch):
     """Under the rules of a CUDA graph too."""
     monkeypatch.setattr(pictures, "save_curves", lambda *_, **__: None)
@@ -72,6 +78,26 @@ def test_each_preset_goes_on_as_if_nothing_had_happened(name, captured, tmp_path
     wanted, found = written(whole), written(rest)
     assert wanted.keys() == found.keys()
     assert [key for key, value in wanted.items() if not torch.equal(value, found[key])] == []
+
+
+@pytest.mark.parametrize("format", ["safetensors", "torch", "onnx"])
+@pytest.mark.parametrize("name", sliced(name for name in PRESETS if preset(name).method in ("adversarial", "vae")))
+def test_each_generator_is_exported(name, format, tmp_path, monkeypatch):
+    """What is written is what the module computes: ``write`` compares, and refuses where the two differ."""
+    if format == "onnx":
+        pytest.importorskip("onnxscript")
+        pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(pictures, "save_curves", lambda *_, **__: None)
+    trainer = tiny(name, log_every=2, out=tmp_path / "run")
+    trainer.fit(2, progress=False)
+    generator = load_generator(trainer.out, "cpu")
+    path = tmp_path / f"g{SUFFIXES[format]}"
+    if format != "safetensors" and getattr(generator.module, "random", False):
+        with pytest.raises(UserError, match="format safetensors"):
+            write(generator, path, format)
+        return
+    found = write(generator, path, format)
+    assert path.stat().st_size > 0 and found.difference is not None
 
 
 def test_each_preset_has_a_line():
