@@ -192,7 +192,7 @@ def table(result: Result) -> list[str]:
     columns, rows = (list(dict.fromkeys(key[part] for key in cells)) for part in (0, 1))
     found = ["| | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
     for row in rows:
-        values = (f"{cells[column, row]:.3g}" if (column, row) in cells else "" for column in columns)
+        values = (short(cells[column, row]) if (column, row) in cells else "" for column in columns)
         found.append(f"| {row} | " + " | ".join(values) + " |")
     return [*found, "", f"<sub>{result['protocol']}</sub>"]
 
@@ -225,8 +225,13 @@ def results(what: Exhibit, run: Path) -> list[Result]:
 
 def measured(result: Result) -> str:
     """A metric's values, its protocol in small print."""
-    values = ", ".join(f"{name} {value:.3g}" for name, value in result["values"].items())
+    values = ", ".join(f"{name} {short(value)}" for name, value in result["values"].items())
     return f"`{result['metric']}`: {values}<br><sub>{result['protocol']}</sub>"
+
+
+def short(value: float) -> str:
+    """Three digits, or whole numbers: 0.829, 26,000."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def alarms(run: Path) -> str:
