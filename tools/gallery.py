@@ -70,6 +70,12 @@ EXHIBITS: dict[str, Exhibit] = {
     "dcgan": Exhibit(
         "dcgan", 3000, ["generator.width=16", "discriminator.width=16", "threads=1"], ["precision-recall"]
     ),
+    "dcgan-64": Exhibit(  # the file is the user's to bring
+        "dcgan-64",
+        1500,
+        ["data=npz:emoji64.npz", "generator.width=16", "discriminator.width=16", "batch_size=64", "threads=1"],
+        ["swd"],
+    ),
     "lsgan": Exhibit("lsgan", 2500, ["data=digits", *SMALL], ["precision-recall"]),
     "hinge-sngan": Exhibit("hinge-sngan", 2000, ["threads=1"], ["precision-recall"]),
     "wgan": Exhibit("wgan", 5000, ["data=digits", "threads=1"], ["precision-recall"]),
