@@ -100,8 +100,10 @@ def house(tmp_path: Path) -> list[str]:
     (tmp_path / "docs" / "pictures").mkdir(parents=True)
     (tmp_path / "results").mkdir()
     (tmp_path / "docs" / "page.md").write_text("prose\n<!-- results: begin -->\n<!-- results: end -->\nmore prose\n")
+    (tmp_path / "docs" / "quality.md").write_text("<!-- quality: begin -->\n<!-- quality: end -->\n")
     (tmp_path / "README.md").write_text("<!-- speed: begin -->\n<!-- speed: end -->\n")
     places = {"page": "docs/page.md", "readme": "README.md", "pictures": "docs/pictures", "results": "results"}
+    places["quality"] = "docs/quality.md"
     return [word for name, place in places.items() for word in (f"--{name}", str(tmp_path / place))]
 
 
@@ -140,6 +142,7 @@ def test_synthetic_records_become_tables_and_pictures(tmp_path: Path, capsys: Ou
         assert path.stat().st_size > 10_000
     readme = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert GPU in readme and readme.count("not measured") == 0
+    assert "not measured" in (tmp_path / "docs" / "quality.md").read_text(encoding="utf-8")
     assert main(["report", *options, "--check"]) == 0
 
 
