@@ -127,5 +127,6 @@ def test_networks_have_the_published_sizes():
     ring = Trainer("ring8", device="cpu")
     sizes = [sum(p.numel() for p in network.parameters()) for network in (ring.generator, ring.discriminator)]
     assert sizes == [3 * 400 + 3 * 401 * 400 + 4 * 800 + 401 * 2, 3 * 1000 + 2 * 201 * 1000 + 201]
-    weights = torch.cat([p.detach().flatten() for p in ring.discriminator.parameters() if p.dim() == 2])
-    assert weights.std().item() == pytest.approx(0.02, rel=0.01) and math.isclose(weights.mean(), 0.0, abs_tol=1e-3)
+    for network in (ring.generator, ring.discriminator):
+        weights = torch.cat([p.detach().flatten() for p in network.parameters() if p.dim() == 2])
+        assert weights.std().item() == pytest.approx(0.02, rel=0.01) and math.isclose(weights.mean(), 0.0, abs_tol=1e-3)
