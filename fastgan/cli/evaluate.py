@@ -155,6 +155,7 @@ def _subject(run: Path, generator: Generator, named: str | None, seed: int) -> S
         classes=generator.classes,
         held_out=lambda: load(split="test") if "test" in data.splits(spec) else None,
         discriminator=load_discriminator(run, str(generator.device)),
+        table=generator.table,
         seed=seed,
         weights=WEIGHTS[generator.which],
     )

@@ -22,6 +22,8 @@ METRICS = {  # name -> what it is; its module has the same name
     "swd": "sliced Wasserstein distance of patches, scale by scale (Karras et al., 2018)",
     "parzen": "log-likelihood of held-out images under a Parzen window (Goodfellow et al., 2014)",
     "stacked-mnist": "three-digit numbers covered, of 1,000, and KL to uniform (Unrolled GAN, PacGAN)",
+    "classes": "share of samples that show the class that was told, by a classifier of the data",
+    "table": "rows of a table beside the data's: each column, each pair of columns, copies",
     "diversity": "how alike samples are beside data (MS-SSIM), and whether they are copies of training data",
     "interpolation": "samples from one latent to another: jumps, and whether the latent matters",
     "adversarial": "how little moves an image across a classifier's or the discriminator's boundary (FGSM, L-BFGS)",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgan.data import Dataset
+from fastgan.data.table import Table
 from fastgan.errors import UserError
 
 Draw = Callable[[Path], None]
@@ -36,6 +37,7 @@ class Subject:
         classes: how many classes ``labels`` tells apart; 0: it takes latents only.
         held_out: ``held_out()``: the data set's test split; None where it has none.
         discriminator: samples -> logits, in evaluation mode; None where it is not known.
+        table: whose rows the samples are, as the generator knows it; None: the data's own, where they have one.
         seed: what random choices of a metric follow from.
         weights: which weights these are, for the protocol.
     """
@@ -48,6 +50,7 @@ class Subject:
     classes: int = 0
     held_out: Callable[[], Dataset | None] = _no_data
     discriminator: nn.Module | None = None
+    table: Table | None = None
     seed: int = 0
     weights: str = "weights"
 
