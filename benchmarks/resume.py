@@ -12,7 +12,8 @@ from fastgan.benchmarks.record import Ceilings, Record, Row
 from fastgan.errors import UserError
 
 SAME = ("device", "capability", "driver", "cpu", "threads", "torch", "triton", "cuda", "python", "code")
-PASSING = {"--json": 1, "--resume": 1, "--budget": 1, "--jobs": 1}  # words of a command that change no row
+PASSING = frozenset(("--json", "--resume", "--budget", "--jobs"))  # words of a command that change no row
+GROWING = frozenset(("--seeds",))  # words whose number may have grown since: more rows beside those that are there
 
 Key = tuple[str | None, str | None]  # suite and task
 
@@ -30,8 +31,9 @@ class Former:
 def former(path: Path, record: Record) -> Former:
     """Return what ``path`` holds for the run that ``record`` begins; a record of another run is refused in a line."""
     old = read(path)
-    if (theirs := words(old.command)) != (ours := words(record.command)):
-        raise UserError(f"--resume {path}: it was made by `{' '.join(theirs)}`, not by `{' '.join(ours)}`")
+    if words(old.command) != words(record.command) or _fewer(old.command, record.command):
+        made, asked = (" ".join(_without(PASSING, command)) for command in (old.command, record.command))
+        raise UserError(f"--resume {path}: it was made by `{made}`, not by `{asked}`")
     for name in SAME:
         if old.environment[name] != record.environment[name]:
             raise UserError(
@@ -57,13 +59,28 @@ def ceilings(found: Former, wanted: Sequence[str]) -> list[Row] | None:
 
 def words(command: Sequence[str]) -> list[str]:
     """Return a command without what may differ between sessions."""
-    return list(_lasting(iter(command)))
+    return _without(PASSING | GROWING, command)
 
 
-def _lasting(command: Iterator[str]) -> Iterator[str]:
-    for word in command:
+def _without(names: frozenset[str], command: Sequence[str]) -> list[str]:
+    return [word for name, said in _options(command) if name not in names for word in said]
+
+
+def _fewer(old: Sequence[str], new: Sequence[str]) -> bool:
+    """Whether a number that may grow has shrunk, or stands in one command alone."""
+    numbers = [{name: said[-1].partition("=")[2] or said[-1] for name, said in _options(one)} for one in (old, new)]
+    pairs = [(numbers[0].get(name), numbers[1].get(name)) for name in GROWING]
+    return any(before != now and not _grown(before, now) for before, now in pairs)
+
+
+def _grown(before: str | None, now: str | None) -> bool:
+    return bool(before and now and before.isdigit() and now.isdigit() and int(before) <= int(now))
+
+
+def _options(command: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Yield a command's words, each of ours that takes a value together with it, beside the word's name."""
+    rest = iter(command)
+    for word in rest:
         name, given, _ = word.partition("=")
-        if name not in PASSING:
-            yield word
-        elif not given:
-            next(command, None)
+        takes = name in PASSING | GROWING and not given
+        yield name, [word, *([value] if takes and (value := next(rest, None)) is not None else [])]

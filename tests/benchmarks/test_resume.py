@@ -14,9 +14,10 @@ from fastgan.benchmarks import main, runner
 from fastgan.benchmarks import suites as registry
 from fastgan.benchmarks.reading import read
 from fastgan.benchmarks.record import Check, Row, Spread, Timed
-from fastgan.benchmarks.resume import words
+from fastgan.benchmarks.resume import former, words
 from fastgan.benchmarks.setting import Setting
 from fastgan.benchmarks.suites import Suite, Task
+from fastgan.errors import UserError
 
 Output = pytest.CaptureFixture[str]
 NAMES = ("a", "b", "c", "d")
@@ -132,6 +133,31 @@ def test_a_file_that_is_no_record(text: str | None, said: str, plan: Plan, tmp_p
 def test_what_a_session_may_change() -> None:
     command = ["all", "--json", "a.json", "--smoke", "--budget=3", "--seed", "2", "--resume", "b", "--jobs", "4"]
     assert words(command) == ["all", "--smoke", "--seed", "2"]
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "goes_on"),
+    [
+        (["--seeds", "3"], ["--seeds", "10"], True),
+        (["--seeds=3"], ["--seeds", "3"], True),
+        (["--seeds", "10"], ["--seeds=9"], False),
+        ([], ["--seeds", "10"], False),
+        (["--seeds", "3"], [], False),
+    ],
+)
+def test_seeds_may_be_more_and_never_fewer(
+    before: list[str], now: list[str], goes_on: bool, plan: Plan, tmp_path: Path
+) -> None:
+    path = tmp_path / "r.json"
+    assert main([*RUN, "--json", str(path)]) == 0
+    record = read(path)
+    path.write_text(json.dumps(record.to_json() | {"command": ["quality", *before, "--steps", "5"]}))
+    record.command = ["quality", *now, "--steps", "5"]
+    if goes_on:
+        assert former(path, record).rows
+    else:
+        with pytest.raises(UserError, match="it was made by `quality"):
+            former(path, record)
 
 
 def test_a_record_reads_back(plan: Plan, tmp_path: Path) -> None:
