@@ -40,6 +40,7 @@ class Exhibit:
         metrics: to evaluate.
         sample: arguments of a ``fastgan sample`` whose picture is shown in place of the run's last one.
         pictures: of the run's folder, written by the metrics, shown in place of samples and curves.
+        shown: one of them, shown in place of samples alone.
         run: the exhibit whose run it is; its own by default.
     """
 
@@ -49,6 +50,7 @@ class Exhibit:
     metrics: Sequence[str] = ()
     sample: Sequence[str] = ()
     pictures: Sequence[str] = ()
+    shown: str = ""
     run: str = ""
 
     @property
@@ -81,13 +83,13 @@ EXHIBITS: dict[str, Exhibit] = {
     "wgan": Exhibit("wgan", 5000, ["data=digits", "threads=1"], ["precision-recall"]),
     "wgan-gp": Exhibit("wgan-gp", 2500, ["data=digits", *SMALL], ["precision-recall"]),
     "rpgan-r1r2": Exhibit("rpgan-r1r2", 2500, ["data=digits", *SMALL], ["precision-recall"]),
-    "cgan": Exhibit("cgan", 10_000, (), ["precision-recall"], ["--class", "rows"]),
-    "acgan": Exhibit("acgan", 3000, (), ["precision-recall"], ["--class", "rows"]),
+    "cgan": Exhibit("cgan", 10_000, (), ["precision-recall", "classes"], ["--class", "rows"]),
+    "acgan": Exhibit("acgan", 3000, (), ["precision-recall", "classes"], ["--class", "rows"]),
     "ring8": Exhibit("ring8", 12_000, (), ["modes"]),
     "grid25": Exhibit("grid25", 12_000, (), ["modes"]),
     "pacgan": Exhibit("pacgan", 12_000, (), ["modes"]),
     "stacked-mnist": Exhibit("stacked-mnist", 4000, ["threads=1"], ["stacked-mnist"]),
-    "ctgan": Exhibit("ctgan", 3000),
+    "ctgan": Exhibit("ctgan", 3000, metrics=["table"], shown="evaluation/table.png"),
     "vae": Exhibit("vae", 10_000, (), ["precision-recall"]),
     "nce": Exhibit("nce", 10_000),
     "predictability-minimization": Exhibit("predictability-minimization", 3000),
@@ -103,7 +105,7 @@ EXHIBITS: dict[str, Exhibit] = {
     "collapse": Exhibit(
         "gan-digits", 2000, ["generator_optimizer.lr=1e-2", "generator.norm=false"], ["diversity", "precision-recall"]
     ),
-    "ignored-z": Exhibit("acgan", 2000, ["class_weight=30"], ["interpolation"], ["--class", "rows"]),
+    "ignored-z": Exhibit("acgan", 2000, ["class_weight=30"], ["interpolation", "classes"], ["--class", "rows"]),
     "adversarial": Exhibit(
         "gan-digits",
         10_000,
@@ -144,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def exhibit(name: str, what: Exhibit, run: Path) -> None:
     """Train one where it is not trained yet, measure it, and write its place in the page."""
     train(what, run)
-    shown = run / "final.png"
+    shown = run / (what.shown or "final.png")
     if what.sample:
         shown = run / "shown.png"
         fastgan("sample", str(run), "--seed", "0", "--out", str(shown), *what.sample)

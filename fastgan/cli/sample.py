@@ -23,6 +23,7 @@ from fastgan.train import pictures
 from fastgan.train.files import replacing
 from fastgan.train.generate import WEIGHTS, Generator, load_generator
 from fastgan.train.latents import Layout
+from fastgan.train.wanted import conditions, rows
 
 MANY = 2**31 - 1
 
@@ -40,6 +41,8 @@ class Arguments:
     label: Annotated[str | None, shown("C|rows", name="class")] = None
     """Of a generator that knows classes: samples of class C only, or a row of each class, the same latents in each.
     Default: classes at random."""
+    where: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="COLUMN=CATEGORY")] = ()
+    """Of a table: rows with that category only. Repeatable."""
     out: Text = None
     """A .png (one grid), a .npz (key images, or points), a .csv (rows of a table), or a new folder (a PNG each).
     Default: RUN/sample-SEED.png, or interpolation-SEED.png; .csv for a run on a table."""
@@ -68,16 +71,29 @@ def main(arguments: Sequence[str]) -> int:
     out = named or home(run) / f"{stem}-{seed}{suffix}"
     write = write or _writer(out, of_folder)
     layout, cut = _layout(wishes, generator), _truncation(wishes.truncation)
+    made, remark = _made(wishes, generator, layout, cut, seed)
+    try:
+        write(made, out)
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror or error}; give another --out") from error
+    origin = f"step {generator.step}, {WEIGHTS[generator.which]}, seed {seed}"
+    say(f"{out}: {len(made.samples)} samples of {origin}{remark}")
+    return 0
+
+
+def _made(wishes: Arguments, generator: Generator, layout: Layout, cut: float | None, seed: int) -> tuple[Made, str]:
+    """The samples, and what is to be said of how they came about."""
+    if wishes.where:
+        if generator.table is None:
+            raise UserError("--where: the run's data are no table (--data csv:FILE): leave --where out")
+        wanted = conditions(generator.table, wishes.where)
+        samples, tried = rows(generator, layout.n, wanted, seed, cut)
+        return Made(samples, None, None, generator.table), f"; {tried} were drawn for them"
     random = torch.Generator().manual_seed(seed)
     z = layout.latents(generator.config.latent, generator.config.z_dim, random, cut)
     labels = layout.labels(generator.classes, random)
     samples = generator.make(z, labels, seed=seed)
-    try:
-        write(Made(samples, labels, layout.columns, generator.table), out)
-    except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror or error}; give another --out") from error
-    say(f"{out}: {len(samples)} samples of step {generator.step}, {WEIGHTS[generator.which]}, seed {seed}")
-    return 0
+    return Made(samples, labels, layout.columns, generator.table), ""
 
 
 def _layout(wishes: Arguments, generator: Generator) -> Layout:
@@ -87,6 +103,10 @@ def _layout(wishes: Arguments, generator: Generator) -> Layout:
         raise UserError(f"--class {label}: the generator of {wishes.run} knows no classes; leave --class out")
     class_rows = label == "rows"
     of_class = None if label is None or class_rows else _between("--class", label, 0, generator.classes - 1)
+    if wishes.where and wishes.interpolate:
+        raise UserError(
+            "--where draws rows until they fit, and --interpolate goes from one to another: take one of them"
+        )
     row = None if wishes.row is None else _between("--row", wishes.row, 2 if wishes.interpolate else 1, MANY)
     n = None if wishes.n is None else _between("--n", wishes.n, 1, MANY)
     if not wishes.interpolate and not class_rows:

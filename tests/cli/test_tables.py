@@ -23,6 +23,17 @@ def table(path: str) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
+@pytest.fixture(scope="module")
+def run_of_people(tmp_path_factory):
+    """A run of ctgan on a small table."""
+    from fastgan.cli import main
+
+    folder = tmp_path_factory.mktemp("people")
+    (folder / "t.csv").write_text(people.text(rows=100))
+    assert main(["train", "ctgan", "--data", f"csv:{folder / 't.csv'}", *SMALL[:-1], str(folder / "r")]) == 0
+    return folder / "r"
+
+
 def test_rows_out_of_a_run_and_out_of_an_exported_file(fastgan, tmp_path):
     """The header as it was, whole numbers whole, categories known, some cells missing; the same rows from both."""
     (tmp_path / "t.csv").write_text(people.text(rows=300).replace("job,", '"job, or none",', 1))
@@ -62,6 +73,62 @@ def test_any_network_on_a_table_gives_rows(fastgan, tmp_path):
     assert fastgan("train", "mlp", "--data", "csv:t.csv", *SMALL, "--set", "generator.output=none")[0] == 0
     assert fastgan("sample", "r", "--n", 5, "--out", "rows.csv")[0] == 0
     assert [len(row) for row in table("rows.csv")[1]] == [6] * 5
+
+
+def test_rows_of_a_category(fastgan, tmp_path):
+    """They have it, all of them, in a generator that is told and in one that is not; the same ones for a seed."""
+    (tmp_path / "t.csv").write_text(people.text(rows=300).replace("job,", "job=or none,", 1))
+    assert fastgan("train", "ctgan", "--data", "csv:t.csv", *SMALL)[0] == 0
+    wanted = ["sample", "r", "--n", 40, "--seed", 5, "--where", "job=or none=judge"]
+    code, out, err = fastgan(*wanted, "--out", "a.csv")
+    assert code == 0, err
+    rows = table("a.csv")[1]
+    assert len(rows) == 40 and {row[1] for row in rows} == {"judge"} and len({tuple(row) for row in rows}) > 1
+    told = int(out.rsplit(";", 1)[1].split()[0])
+    assert told >= 40
+    assert fastgan(*wanted, "--out", "b.csv")[0] == 0 and Path("b.csv").read_text() == Path("a.csv").read_text()
+    assert fastgan("export", "r", "--out", "g.safetensors")[0] == 0
+    wanted[1] = "g.safetensors"
+    assert fastgan(*wanted, "--out", "c.csv")[0] == 0 and Path("c.csv").read_text() == Path("a.csv").read_text()
+
+    code, out, err = fastgan(*wanted, "--where", "member = no", "--where", "children=2.0", "--out", "d.csv")
+    assert code == 0, err
+    rows = table("d.csv")[1]
+    assert len(rows) == 40 and {(row[1], row[2], row[4]) for row in rows} == {("judge", "no", "2")}
+    assert int(out.rsplit(";", 1)[1].split()[0]) > told  # what it is not told is met by chance
+
+    more = [*SMALL, "--set", "generator.conditional=false"]
+    assert fastgan("train", "ctgan", "--data", "csv:t.csv", *more, "--out", "plain")[0] == 0
+    assert fastgan("sample", "plain", "--n", 300, "--where", "member=yes", "--seed", 1, "--out", "e.csv")[0] == 0
+    assert len(table("e.csv")[1]) == 300 and {row[2] for row in table("e.csv")[1]} == {"yes"}
+
+
+@pytest.mark.parametrize(
+    "told, message",
+    [
+        (["--where", "jib=cook"], "unknown column 'jib': did you mean 'job'?"),
+        (["--where", "job=coook"], "unknown category of 'job' 'coook': did you mean 'cook'?"),
+        (["--where", "job"], "write it as COLUMN=CATEGORY, with a column of job, member, children"),
+        (["--where", "age=30"], "'age' holds numbers, and rows are chosen by categories: job, member, children"),
+        (["--where", "job=cook", "--where", "job=nurse"], "the column 'job' can have one category"),
+        (["--where", "job=cook", "--interpolate"], "take one of them"),
+    ],
+)
+def test_a_bad_condition_is_told_in_one_line(fastgan, run_of_people, told, message):
+    code, _, err = fastgan("sample", run_of_people, "--n", 20, *told, "--out", "rows.csv")
+    assert code == 2 and message in err and err.count("\n") == 1 and not Path("rows.csv").exists()
+
+
+def test_conditions_need_a_table_and_rows_that_meet_them(fastgan, run_of_people, monkeypatch):
+    from fastgan.train import wanted
+
+    monkeypatch.setattr(wanted.Condition, "met", lambda self, points: torch.zeros(len(points), dtype=torch.bool))
+    code, _, err = fastgan("sample", run_of_people, "--n", 2, "--where", "job=cook", "--out", "rows.csv")
+    assert code == 2 and "0 of 51,200 rows that were drawn have job=cook: train further" in err
+    assert not Path("rows.csv").exists()
+    assert fastgan("train", "ring8", "--steps", 2, "--device", "cpu", "--out", "ring")[0] == 0
+    code, _, err = fastgan("sample", "ring", "--where", "job=cook")
+    assert code == 2 and "the run's data are no table" in err and err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
