@@ -80,7 +80,8 @@ def subject_of(trainer: Trainer, seed: int) -> Subject:
     load = functools.partial(data.load, config.data, image_size=config.image_size)
     return Subject(
         lambda n: trainer.sample(n, seed=seed + 1000).cpu(),
-        trainer.data if config.limit is None else load(),  # what a limit leaves out may validate
+        trainer.data,
+        rest=None if config.limit is None else load().part(config.limit),
         held_out=lambda: load(split="test") if "test" in data.splits(config.data) else None,
         seed=seed,
         weights=WEIGHTS["ema" if config.ema.decay else "raw"],

@@ -84,22 +84,24 @@ def main(arguments: Sequence[str]) -> int:
     generator = load_generator(run, wishes.device, wishes.which)
     subject = _subject(run, generator, wishes.data, seed)
     findings = _measured(subject, wishes.metric, n, options)
-    drawn = [_draw(result, out) for result in findings.results]
+    drawn, failure = _drawn(findings.results, out)
     origin = {"run": str(run), "step": generator.step, "weights": generator.which, "data": subject.data.name}
     if wishes.json:
         say(json.dumps(_document({**origin, "seed": seed}, findings, drawn), indent=1))
-        return 0
-    say(f"{run}: step {generator.step}, {subject.weights}, against {subject.data.name}, seed {seed}\n")
-    for result, paths in zip(findings.results, drawn, strict=True):
-        say(_lines(result, paths))
-    for name, why in findings.skipped.items():
-        say(f"not measured: {name} ({why})")
+    else:
+        say(f"{run}: step {generator.step}, {subject.weights}, against {subject.data.name}, seed {seed}\n")
+        for result, paths in zip(findings.results, drawn, strict=True):
+            say(_lines(result, paths))
+        for name, why in findings.skipped.items():
+            say(f"not measured: {name} ({why})")
+    if failure:
+        raise failure
     return 0
 
 
 def _options(wishes: Arguments) -> dict[str, Any]:
     """What was said of single metrics. Raises UserError for what none of those that were named has."""
-    said = {name: value for name in OPTIONS if (value := getattr(wishes, name))}
+    said = {name: value for name in OPTIONS if (value := getattr(wishes, name)) not in (None, False)}
     known = {name: options_of(name) for name in wishes.metric or METRICS if wishes.metric or metric(name).CHEAP}
     for option in said:
         if not any(option in of for of in known.values()):
@@ -118,7 +120,7 @@ def _room(out: Path) -> Path:
 
 
 def _subject(run: Path, generator: Generator, named: str | None, seed: int) -> Subject:
-    """The generator with its data, as metrics take it."""
+    """The generator with its data, as metrics take it: those that a limit has left it, unless others are named."""
     spec, config = named, generator.config
     if spec is None:
         if run.suffix.lower() == EXPORTED:
@@ -131,10 +133,14 @@ def _subject(run: Path, generator: Generator, named: str | None, seed: int) -> S
     shape = generator.sample_shape
     size = shape[-1] if len(shape) == 3 and shape[-1] == shape[-2] else None  # others are taken as they lie
     load = functools.partial(data.load, spec, image_size=size)
-    trained_on = load()
-    if trained_on.sample_shape != shape:
-        shapes = f"{trained_on.sample_shape}, and the generator makes {shape}"
+    whole = load()
+    if whole.sample_shape != shape:
+        shapes = f"{whole.sample_shape}, and the generator makes {shape}"
         raise UserError(f"the data set {spec!r} has samples of shape {shapes}: name the data it was trained on, --data")
+
+    limit = config.limit if named is None else None
+    trained_on = whole.part(0, limit)
+    law = _law(generator, trained_on)
 
     def latents(n: int, seed: int) -> torch.Tensor:
         return Layout(n).latents(config.latent, config.z_dim, torch.Generator().manual_seed(seed))
@@ -146,9 +152,17 @@ def _subject(run: Path, generator: Generator, named: str | None, seed: int) -> S
             )
         return samples
 
+    def sample(n: int) -> torch.Tensor:
+        if law is None:
+            return finite(generator.sample(n, seed))
+        random = torch.Generator().manual_seed(seed)
+        z = Layout(n).latents(config.latent, config.z_dim, random)
+        return finite(generator.make(z, law[torch.randint(len(law), (n,), generator=random)], seed=seed))
+
     return Subject(
-        sample=functools.lru_cache(maxsize=2)(lambda n: finite(generator.sample(n, seed))),
+        sample=functools.lru_cache(maxsize=2)(sample),
         data=trained_on,
+        rest=None if limit is None else whole.part(limit),
         make=lambda z, labels=None: finite(generator.make(z, labels)),
         latents=latents,
         between=functools.partial(between, config.latent),
@@ -158,7 +172,21 @@ def _subject(run: Path, generator: Generator, named: str | None, seed: int) -> S
         table=generator.table,
         seed=seed,
         weights=WEIGHTS[generator.which],
+        labels=_told(generator, law),
     )
+
+
+def _law(generator: Generator, trained_on: data.Dataset) -> torch.Tensor | None:
+    """Labels to draw from, so that classes are as frequent as in training; None where these are not known."""
+    labels = trained_on.labels
+    known = generator.classes and labels is not None and int(labels.max()) < generator.classes
+    return labels if known else None
+
+
+def _told(generator: Generator, law: torch.Tensor | None) -> str:
+    if not generator.classes:
+        return ""
+    return "all classes as often" if law is None else "classes as often as in the data"
 
 
 def _measured(subject: Subject, wanted: Sequence[str], n: int | None, options: Mapping[str, Any]) -> Findings:
@@ -188,16 +216,23 @@ def _measured(subject: Subject, wanted: Sequence[str], n: int | None, options: M
     return Findings(tuple(results), skipped)
 
 
-def _draw(result: Result, out: Path) -> list[Path]:
-    """Draw the pictures of a result, each whole or not at all."""
-    if result.pictures:
-        require("matplotlib.figure", why=f"the picture of {result.metric}")
-    paths = []
-    for name, draw in result.pictures.items():
-        paths.append(out / name)
-        with replacing(paths[-1]) as temporary:
-            draw(temporary)
-    return paths
+def _drawn(results: Sequence[Result], out: Path) -> tuple[list[list[Path]], UserError | None]:
+    """Draw all pictures, each whole or not at all, and return where they are, and why one is not.
+
+    Numbers that were measured are printed in any case.
+    """
+    drawn: list[list[Path]] = [[] for _ in results]
+    for result, paths in zip(results, drawn, strict=True):
+        try:
+            if result.pictures:
+                require("matplotlib.figure", why=f"the picture of {result.metric}")
+            for name, draw in result.pictures.items():
+                with replacing(out / name, again="measure again") as temporary:
+                    draw(temporary)
+                paths.append(out / name)
+        except UserError as error:
+            return drawn, error
+    return drawn, None
 
 
 def _lines(result: Result, paths: Sequence[Path]) -> str:

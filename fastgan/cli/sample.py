@@ -165,7 +165,7 @@ def _write_rows(made: Made, out: Path) -> None:
     """The table's header, and a row of cells for each sample; empty where a value is missing."""
     if made.table is None:
         raise UserError(f"--out {out}: the run's data are no table (--data csv:FILE): give a .png or a .npz")
-    with replacing(out) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with replacing(out, again="sample again") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow([column.name for column in made.table.columns])
         writer.writerows(made.table.decode(made.samples))
@@ -188,7 +188,7 @@ def _write_folder(made: Made, out: Path) -> None:
         raise UserError(f"--out {out}: that folder is not empty; give a new one")
     width = len(str(len(samples) - 1))
     for index, sample in enumerate(samples):
-        with replacing(out / f"{index:0{width}}.png") as temporary:
+        with replacing(out / f"{index:0{width}}.png", again="sample again") as temporary:
             pictures.image(sample).save(temporary, format="PNG")
 
 
@@ -200,5 +200,5 @@ def _write_array(made: Made, out: Path) -> None:
         arrays["images"] = pictures.pixels(samples).permute(0, 2, 3, 1).numpy()
     else:
         arrays["points"] = samples.numpy()
-    with replacing(out) as temporary, temporary.open("wb") as file:
+    with replacing(out, again="sample again") as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)

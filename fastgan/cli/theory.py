@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
         if out is not None and finding.claim is not None:
             _draw(finding.claim, out)
     if out is not None:
-        with replacing(out / "theory.md") as page:
+        with replacing(out / "theory.md", again="run it again") as page:
             page.write_text(report.page(findings), encoding="utf-8")
     holds = all(finding.verdict != "FAILS" for finding in findings)
     if wishes.json:
@@ -101,7 +101,7 @@ def _draw(claim: Claim, out: Path) -> None:
     """Draw a claim into ``out/NAME.png``, whole or not at all."""
     figure = report.picture(claim)
     if figure is not None:
-        with replacing(out / f"{claim.name}.png") as path:
+        with replacing(out / f"{claim.name}.png", again="run it again") as path:
             figure.savefig(path, format="png")
 
 
@@ -114,10 +114,10 @@ def _film(out: Path) -> int:
     with tqdm(total=len(figure_1.shown(moments)), unit="frame", file=sys.stderr, disable=None, leave=False) as bar:
         for number, figure in enumerate(figure_1.film(moments)):
             frames.append(out / "frames" / f"{number:03}.png")
-            with replacing(frames[-1]) as path:
+            with replacing(frames[-1], again="run it again") as path:
                 figure.savefig(path, format="png")
             bar.update()
-    with replacing(out / "figure-1.gif") as path:
+    with replacing(out / "figure-1.gif", again="run it again") as path:
         figure_1.animate(frames, path)
     say(f"{out / 'figure-1.gif'}: {len(frames)} frames, step 0 to {moments[-1].step}; each is in {out / 'frames'}")
     return 0

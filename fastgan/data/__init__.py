@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -98,4 +98,4 @@ def load(
     module = importlib.import_module(source.module)
     wanted = {"image_size": image_size} if source.sized else {}
     dataset: Dataset = module.load(name, path or None, split=split, allow_download=allow_download, **wanted)
-    return dataset.fit(image_size=image_size, channels=channels).to(device)
+    return replace(dataset, path=path or None).fit(image_size=image_size, channels=channels).to(device)

@@ -59,6 +59,7 @@ class Dataset:
         table: The columns that points were encoded from, where they were rows of a table.
         placed: Where batches go when `images` stays elsewhere; None means where `images` is.
         file: What `images` is a memory map of; None where they lie in memory. Training reads it ahead of its steps.
+        path: What stood behind the name and a colon when it was loaded; None where nothing did.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Dataset:
     table: Table | None = None
     placed: torch.device | None = None
     file: File | None = None
+    path: str | None = None
 
     @classmethod
     def from_tensor(
@@ -139,6 +141,11 @@ class Dataset:
             torch.index_select(self.images, 0, index.cpu(), out=samples)
             samples = samples.to(self.device, non_blocking=True)
         return normalise(samples) if samples.dtype == torch.uint8 else samples
+
+    def part(self, start: int, stop: int | None = None) -> Dataset:
+        """Samples ``start`` ... ``stop - 1``, or all behind ``start``, without copying them."""
+        labels = None if self.labels is None else self.labels[start:stop]
+        return replace(self, images=self.images[start:stop], labels=labels, file=None if start else self.file)
 
     def to(self, device: str | torch.device, *, resident: bool = True) -> Dataset:
         """Move it whole to ``device``; with one warning it stays on the host where the device has no room for it.

@@ -82,6 +82,8 @@ def measure(subject: Subject, n: int | None = None) -> Result:
     if subject.discriminator is not None and not subject.classes:
         _of_discriminator(subject, n, values, pictures, said)
     if not values:
+        if said:
+            raise UserError(f"nothing to attack: {'; '.join(said)}")
         raise UserError(
             f"nothing to attack: {subject.data.name} has no classifier here ({', '.join(RECIPES)} have), and the run"
             " has no discriminator that takes images alone"
@@ -94,7 +96,7 @@ def _of_classifier(
     subject: Subject, n: int, values: dict[str, float], pictures: dict[str, Draw], said: list[str]
 ) -> None:
     """Real images, of the test split where there is one, each towards the next class."""
-    judge = load_classifier(subject.data.name)
+    judge = load_classifier(subject.data.name, subject.data.path)
     source = subject.held_out() or subject.data
     assert source.labels is not None
     pick = torch.randperm(len(source), generator=subject.random())[: 2 * n]
@@ -149,7 +151,7 @@ def _of_discriminator(
             ]
         pictures["adversarial-discriminator.png"] = _picture(trial, *words)
         said.append(
-            f"{len(images)} generated images ({subject.weights}) that the discriminator scores below {boundary:.3g},"
+            f"{len(images)} generated images ({subject.origin}) that the discriminator scores below {boundary:.3g},"
             " the middle of its mean scores of real and generated ones: fooled is scored above"
         )
     finally:

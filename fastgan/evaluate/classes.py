@@ -33,7 +33,7 @@ def measure(subject: Subject, n: int | None = None) -> Result:
     """Judge ``n`` samples, as many of each class, 100 of each unless told."""
     if not subject.classes or subject.make is None or subject.latents is None:
         raise UserError("the generator is told no class, so that none can be missed; cgan's and acgan's are")
-    judge = load_classifier(subject.data.name)
+    judge = load_classifier(subject.data.name, subject.data.path)
     if subject.classes > len(judge.classes):
         raise UserError(f"the generator is told {subject.classes} classes, and {judge.name} has {len(judge.classes)}")
     n = n or EACH * subject.classes

@@ -14,6 +14,7 @@ import sys
 import uuid
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -136,8 +137,10 @@ class Classifier:
         return images
 
 
-def load_classifier(name: str) -> Classifier:
+def load_classifier(name: str, path: str | None = None) -> Classifier:
     """The classifier of a data set, ``mnist``, ``fashion-mnist`` or ``digits``: from the cache, else trained into it.
+
+    ``path``: the folder in which the data set lies, where it is not the usual one.
 
     Training takes about a minute of one core on ``mnist``, seconds on ``digits``, and gives the same weights each time
     on the same machine.
@@ -148,7 +151,7 @@ def load_classifier(name: str) -> Classifier:
     if name not in RECIPES:
         raise unknown("classifier", name, RECIPES)
     recipe = RECIPES[name]
-    train, test, tested = parts(name)
+    train, test, tested = parts(name, path)
     folder = cache_folder() / "classifiers" / f"{name}-{_digest(train, recipe)}"
     found = _opened(folder, name, recipe)
     if found is None:
@@ -168,14 +171,15 @@ def load_classifier(name: str) -> Classifier:
     return found
 
 
-def parts(name: str) -> tuple[Dataset, Dataset, str]:
+def parts(name: str, path: str | None = None) -> tuple[Dataset, Dataset, str]:
     """What a classifier learns from, what it is tested on, and the latter in words.
 
     ``digits`` has no test split: images 0, 5, 10, ... are held out.
     """
-    train = data.load(name)
+    spec = name if path is None else f"{name}:{path}"
+    train = data.load(spec)
     if name != "digits":
-        test = data.load(name, split="test")
+        test = data.load(spec, split="test")
         return train, test, f"its {len(test):,} test images"
     assert train.labels is not None
     held_out = torch.arange(len(train)) % EVERY == 0
@@ -189,14 +193,14 @@ def parts(name: str) -> tuple[Dataset, Dataset, str]:
 def trained(name: str, recipe: Recipe, train: Dataset, test: Dataset, tested: str) -> Classifier:
     """Train a classifier on one data set and test it on another; a bar shows the progress."""
     assert train.labels is not None and test.labels is not None
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
+    with _quietly(recipe.seed):
         network = Network(recipe, train.sample_shape[-1], len(train.classes))
     optimizer = torch.optim.Adam(network.parameters(), lr=recipe.rate)
     steps = recipe.epochs * -(-len(train) // recipe.batch_size)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
     tqdm = require("tqdm", why="the progress bar").tqdm
-    with tqdm(total=steps, desc=f"classifier of {name}", file=sys.stderr, disable=None, leave=False) as bar:
+    bar = tqdm(total=steps, desc=f"classifier of {name}", file=sys.stderr, disable=None, leave=False)
+    with bar, torch.enable_grad():
         for index in _batches(len(train), recipe):
             loss = F.cross_entropy(network(normalise(train.images[index])), train.labels[index])
             optimizer.zero_grad()
@@ -260,12 +264,21 @@ def _opened(folder: Path, name: str, recipe: Recipe) -> Classifier | None:
         if hashlib.sha256(weights).hexdigest() != content["sha256"]:
             return None
         side, classes = int(content["side"]), tuple(map(str, content["classes"]))
-        network = Network(recipe, side, len(classes))
+        with _quietly(recipe.seed):
+            network = Network(recipe, side, len(classes))
         network.load_state_dict(safetensors.load(weights))
         network.eval().requires_grad_(False)
         return Classifier(name, network, side, classes, float(content["accuracy"]), str(content["tested"]))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError):
         return None
+
+
+@contextmanager
+def _quietly(seed: int) -> Iterator[None]:
+    """Context in which weights begin from ``seed``, and the caller's random numbers go on as if nothing were."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
 
 
 def _say_waiting(who: str) -> None:

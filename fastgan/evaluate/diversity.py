@@ -45,6 +45,7 @@ def measure(subject: Subject, n: int | None = None) -> Result:
         raise UserError(f"diversity takes at least 4 samples and {NEIGHBOURS + 1} training images: give a larger --n")
     samples, random = subject.sample(n).float(), subject.random()
     real = chosen(data, min(n, len(data)), random)
+    real = real[torch.randperm(len(real), generator=random)]  # pairs of data that lie sorted would be of one class
     made, of_data = alikeness(samples), alikeness(real)
     training = data.images.cpu()
     near = nearest(samples, training, NEIGHBOURS)
@@ -70,7 +71,7 @@ def measure(subject: Subject, n: int | None = None) -> Result:
             "nearer than fresh data %": 100 * copies.nearer,
             "Z of farther than fresh data": copies.z,
         },
-        f"{n} samples ({subject.weights}); {measured}{small} of {n // 2} pairs; distances of pixels to {len(data)}"
+        f"{n} samples ({subject.origin}); {measured}{small} of {n // 2} pairs; distances of pixels to {len(data)}"
         f" training images; fresh data: {count} {which}; a copy: nearest / second nearest distance below that of all"
         f" but {QUANTILE:.0%} of fresh data, so {QUANTILE:.0%} where nothing is copied; nearer: 50 % where samples are"
         " fresh",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +40,7 @@ class Extractor:
         """Features (n, k) of images, float64 on the CPU. Raises UserError where the function does not return such."""
         parts = []
         for part in images.split(CHUNK):
-            made = self._of(part)
+            made = self._of(part.clone())  # a function may work in place, and the samples are others' too
             if not isinstance(made, Tensor) or made.ndim < 2 or len(made) != len(part):
                 got = f"shape {tuple(made.shape)}" if isinstance(made, Tensor) else type(made).__name__
                 raise UserError(f"{self.name} must return a tensor (n, k) of {len(part)} images, not {got}")
@@ -88,7 +89,7 @@ def extractor(name: str | None, data: Dataset) -> Extractor:
     if data.name not in RECIPES:
         known = ", ".join(RECIPES)
         raise UserError(f"digits-classifier knows {known}, not {data.name}: say --features random-projection")
-    judge = load_classifier(data.name)
+    judge = load_classifier(data.name, data.path)
     return Extractor(f"digits-classifier ({judge})", judge.features)
 
 
@@ -101,7 +102,7 @@ def pair(subject: Subject, n: int | None, features: str | None) -> tuple[Tensor,
     n = n or min(MOST, len(subject.data))
     real = chosen_extractor(chosen(subject.data, n, subject.random()))
     fake = chosen_extractor(subject.sample(n).float())
-    said = f"{n} samples ({subject.weights}) against {n} training images of {subject.data.name}"
+    said = f"{n} samples ({subject.origin}) against {n} training images of {subject.data.name}"
     return real, fake, f"{said}, {real.shape[1]} features of {chosen_extractor.name}"
 
 
@@ -109,18 +110,34 @@ def _imported(name: str) -> Callable[[Tensor], Tensor]:
     """The function that ``MODULE:FUNCTION`` names. Raises UserError where there is none."""
     module, _, attribute = name.partition(":")
     here = str(Path.cwd())
-    sys.path.append(here)
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        with _importing_from(here):
+            found = getattr(importlib.import_module(module), attribute)
     except Exception as error:  # whatever the module does when it is imported
         said = f"{type(error).__name__}: {_first_line(error)}"
         raise UserError(f"--features {name} ended with {said}; give an importable MODULE:FUNCTION") from error
-    finally:
-        sys.path.remove(here)
     if not callable(found):
         raise UserError(f"--features {name} is no function: give one of images (n, C, H, W) that returns (n, k)")
-    function: Callable[[Tensor], Tensor] = found
+
+    def function(images: Tensor) -> Tensor:
+        with _importing_from(here):  # what it imports when it is called
+            features: Tensor = found(images)
+        return features
+
     return function
+
+
+@contextmanager
+def _importing_from(folder: str) -> Iterator[None]:
+    """Context in which modules of ``folder`` can be imported, behind all others."""
+    added = folder not in sys.path
+    if added:
+        sys.path.append(folder)
+    try:
+        yield
+    finally:
+        if added and folder in sys.path:
+            sys.path.remove(folder)
 
 
 def _first_line(error: Exception) -> str:

@@ -41,8 +41,8 @@ def variation(samples: Tensor, labels: Tensor | None = None) -> float:
     flat = samples.flatten(1).double()
     if labels is None:
         return float(flat.var(0).sum())
-    groups = [flat[labels == label] for label in labels.unique()]
-    return sum(float(group.var(0).sum()) for group in groups if len(group) > 1) / len(groups)
+    groups = [group for label in labels.unique() if len(group := flat[labels == label]) > 1]
+    return sum(float(group.var(0).sum()) for group in groups) / len(groups) if groups else math.nan
 
 
 def measure(subject: Subject, n: int | None = None) -> Result:
@@ -50,6 +50,9 @@ def measure(subject: Subject, n: int | None = None) -> Result:
     if subject.make is None or subject.latents is None or subject.between is None:
         raise UserError("interpolation needs the generator itself and its latents: samples alone are not enough")
     n = n or SAMPLES
+    least = 2 * max(1, min(subject.classes, MOST_CLASSES))
+    if n < least:
+        raise UserError(f"the variation over the latent takes at least {least} samples, two of each class: --n {least}")
     ends = subject.latents(2 * PATHS, subject.seed)
     z = subject.between(ends[0::2], ends[1::2], STEPS + 1)
     labels = _classes(subject, PATHS)
@@ -67,7 +70,7 @@ def measure(subject: Subject, n: int | None = None) -> Result:
         },
         f"{PATHS} paths of {STEPS} steps between latents of the training law ({subject.weights}): 1 is an even pace,"
         f" {STEPS} one jump; variation: sum of the variances of all values, of {n} samples"
-        f"{' within each class' if subject.classes else ''}",
+        f"{_within(subject)}",
         _pictures(paths),
         REFERENCE,
         reading=_reading(share, largest),
@@ -84,8 +87,14 @@ def _variations(subject: Subject, n: int) -> tuple[float, float]:
     if labels is None or data.labels is None:
         return ours, variation(chosen(data, min(n, len(data)), subject.random()))
     kept = torch.isin(data.labels.cpu(), labels).nonzero().flatten()
-    kept = kept[torch.randperm(len(kept), generator=subject.random())[: max(n, 2)]]
+    kept = kept[torch.randperm(len(kept), generator=subject.random())[:n]]
     return ours, variation(data.batch(kept).cpu(), data.labels.cpu()[kept])
+
+
+def _within(subject: Subject) -> str:
+    if not subject.classes:
+        return ""
+    return " within each class" if subject.data.labels is not None else " within each class, of the data over all"
 
 
 def _classes(subject: Subject, n: int) -> Tensor | None:
@@ -94,6 +103,8 @@ def _classes(subject: Subject, n: int) -> Tensor | None:
 
 
 def _reading(share: float, largest: Tensor) -> str:
+    if math.isnan(share):
+        return "the data do not vary: nothing can be said of the latent"
     if share < IGNORED:
         return "the latent is ignored: samples hardly change with it"
     moving = largest[largest.isfinite()]

@@ -15,6 +15,7 @@ from fastgan.data.table import Table
 from fastgan.errors import UserError
 
 Draw = Callable[[Path], None]
+SLACK = 1e-3  # beyond [-1, 1], for rounding
 
 
 def _no_data() -> Dataset | None:
@@ -35,11 +36,13 @@ class Subject:
         between: ``between(first, last, points)``: rows of as many latents from each of ``first`` to that of ``last``,
             as that law has them: (rows * points, z_dim); None likewise.
         classes: how many classes ``labels`` tells apart; 0: it takes latents only.
+        rest: samples of the same data set that it was not trained on, as a limit left them out; None where none were.
         held_out: ``held_out()``: the data set's test split; None where it has none.
         discriminator: samples -> logits, in evaluation mode; None where it is not known.
         table: whose rows the samples are, as the generator knows it; None: the data's own, where they have one.
         seed: what random choices of a metric follow from.
         weights: which weights these are, for the protocol.
+        labels: which classes ``sample`` tells the generator, likewise; empty where it is told none.
     """
 
     sample: Callable[[int], Tensor]
@@ -48,22 +51,34 @@ class Subject:
     latents: Callable[[int, int], Tensor] | None = None
     between: Callable[[Tensor, Tensor, int], Tensor] | None = None
     classes: int = 0
+    rest: Dataset | None = None
     held_out: Callable[[], Dataset | None] = _no_data
     discriminator: nn.Module | None = None
     table: Table | None = None
     seed: int = 0
     weights: str = "weights"
+    labels: str = ""
 
     @classmethod
     def of_samples(cls, samples: Tensor, data: Dataset, **others: Any) -> Subject:
-        """Make a subject of samples that were drawn already; ``others`` are its further attributes."""
+        """Make a subject of samples that were drawn already; ``others`` are its further attributes.
+
+        Raises UserError for samples of another kind than the data's: not floats, of another shape, not finite, or
+        images beyond [-1, 1].
+        """
+        _check(samples, data)
 
         def sample(n: int) -> Tensor:
-            if n > len(samples):
-                raise UserError(f"{n} samples are wanted and there are {len(samples)}: give n={len(samples)} or fewer")
+            if not 1 <= n <= len(samples):
+                raise UserError(f"{n} samples are wanted and there are {len(samples)}: give n between 1 and that")
             return samples[:n].detach().cpu()
 
         return cls(sample, data, **others)
+
+    @property
+    def origin(self) -> str:
+        """Where samples come from, for the protocol."""
+        return f"{self.weights}, {self.labels}" if self.labels else self.weights
 
     def random(self) -> torch.Generator:
         """A fresh random generator on the CPU that follows from the seed."""
@@ -106,6 +121,22 @@ class Metric(Protocol):
 
         A module names its options: keywords with defaults.
         """
+
+
+def _check(samples: Tensor, data: Dataset) -> None:
+    if not samples.is_floating_point():
+        kind = str(samples.dtype).removeprefix("torch.")
+        raise UserError(
+            f"samples are floats, images in [-1, 1], not {kind}: fastgan.data.normalise turns pixels into them"
+        )
+    if tuple(samples.shape[1:]) != data.sample_shape:
+        raise UserError(
+            f"samples of {data.name} have shape (n, {str(data.sample_shape)[1:]}, not {tuple(samples.shape)}"
+        )
+    if not samples.isfinite().all():
+        raise UserError("some samples are not finite: leave them out, or mend what made them")
+    if samples.ndim == 4 and len(samples) and float(samples.detach().abs().amax()) > 1 + SLACK:
+        raise UserError(f"images are in [-1, 1], and these reach {float(samples.detach().abs().amax()):g}: scale them")
 
 
 def needs_images(dataset: Dataset) -> str | None:

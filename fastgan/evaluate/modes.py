@@ -75,7 +75,7 @@ def measure(subject: Subject, n: int | None = None) -> Result:
             "high quality %": 100 * found.high_quality,
             "reverse KL": reverse_kl(found.counts, real.counts),
         },
-        f"{n} samples ({subject.weights}); high quality: within {REACH:g} sigma = {REACH * modes.sigma:g} of a centre;"
+        f"{n} samples ({subject.origin}); high quality: within {REACH:g} sigma = {REACH * modes.sigma:g} of a centre;"
         " a mode is covered by one such sample; KL(generated || data) between counts of the nearest mode",
         _pictures(subject, samples, modes),
         REFERENCE,

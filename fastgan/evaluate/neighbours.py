@@ -95,7 +95,7 @@ def copying(samples: Neighbours, fresh: Neighbours) -> Copying:
 
     ``nearer`` and ``z`` are the rank-sum test of Meehan, Chaudhuri and Dasgupta, 2020, section 3, with all of space as
     one cell (z is their Z_U). As blurred samples lie near to everything, what counts as a copy is judged by the ratio
-    of the nearest distance to the second nearest.
+    of the nearest distance to the second nearest; images that the data have twice are no measure for that.
     """
     ours, theirs = samples.distance[:, 0].contiguous(), fresh.distance[:, 0].contiguous()
     n, m = len(ours), len(theirs)
@@ -104,5 +104,7 @@ def copying(samples: Neighbours, fresh: Neighbours) -> Copying:
     up_to = torch.searchsorted(sorted_theirs, ours, right=True)
     farther = float((below + up_to).double().sum()) / 2  # pairs in which the sample lies farther, ties half
     z = (farther - n * m / 2) / math.sqrt(n * m * (n + m + 1) / 12)
-    bound = torch.quantile(fresh.ratio.double(), QUANTILE)
-    return Copying(float((samples.ratio < bound).double().mean()), 1 - farther / (n * m), z)
+    apart = fresh.ratio[theirs > 0].double()
+    bound = float(torch.quantile(apart, QUANTILE)) if len(apart) else 0.0
+    copied = (samples.ratio < bound) | (ours == 0)
+    return Copying(float(copied.double().mean()), 1 - farther / (n * m), z)

@@ -68,24 +68,25 @@ def suits(dataset: Dataset) -> str | None:
 
 def measure(subject: Subject, n: int | None = None, oracle: bool = False) -> Result:
     """Measure it with ``n`` samples, 10,000 as published; ``oracle``: with the first ``n`` training images instead."""
-    data, held_out = subject.data, subject.held_out()
-    first = len(data) * 5 // 6  # of mnist: 50,000, as published
+    data, rest, held_out = subject.data, subject.rest, subject.held_out()
+    first = len(data) if rest else len(data) * 5 // 6  # of mnist: 50,000, as published
     most = SAMPLES if not oracle else min(SAMPLES, first)
     n = n or most
     if oracle and n > first:
         raise UserError(f"the first {first} images may stand for samples, the others validate: --n {first} or fewer")
-    last = len(data) - first
-    if last < 2:
+    others = rest or data.part(first)
+    if len(others) < 2:
         raise UserError(f"{data.name} has too few images to choose a width by: {len(data)}")
-    validating = min(VALIDATION, last // 2 if held_out is None else last)
+    validating = min(VALIDATION, len(others) // 2 if held_out is None else len(others))
     samples = _rows(data, 0, n) if oracle else _unit(subject.sample(n))
     if held_out is None:
-        test, judged = _rows(data, first + validating, len(data)), f"train[{first + validating}:{len(data)}]"
-        judged += " (trained on as well: there is no test split)"
+        test = _rows(others, validating, len(others))
+        judged = f"train[{first + validating}:{first + len(others)}]"
+        judged += " (not trained on)" if rest else " (trained on as well: there is no test split)"
     else:
         test, judged = _rows(held_out, 0, len(held_out)), f"the test split ({len(held_out)})"
-    found = window(samples, _rows(data, first, first + validating), test)
-    origin = f"train[:{n}] of {data.name} in place of samples" if oracle else f"{n} samples ({subject.weights})"
+    found = window(samples, _rows(others, 0, validating), test)
+    origin = f"train[:{n}] of {data.name} in place of samples" if oracle else f"{n} samples ({subject.origin})"
     return Result(
         "parzen",
         {"log-likelihood": found.mean, "standard error": found.error, "sigma": found.sigma},

@@ -78,12 +78,12 @@ def measure(subject: Subject, n: int | None = None) -> Result:
     """Count modes over ``n`` samples, 26,000 as published."""
     n = n or SAMPLES
     base = subject.data.name.removeprefix(PREFIX)
-    judge = load_classifier(base)
+    judge = load_classifier(base, subject.data.path)
     modes = len(judge.classes) ** 3
     made = spread(numbers_in(subject.sample(n), judge), modes)
     count = min(n, len(subject.data))
     real = spread(numbers_in(chosen(subject.data, count, subject.random()), judge), modes)
-    perfect = expected(_shares(base), n)
+    perfect = expected(_shares(base, subject.data.path), n)
     return Result(
         "stacked-mnist",
         {
@@ -95,7 +95,7 @@ def measure(subject: Subject, n: int | None = None) -> Result:
             "modes covered, real data": real.modes,
             "KL to uniform, real data": real.kl,
         },
-        f"{n} samples ({subject.weights}) and {count} real images, each channel named by {judge};"
+        f"{n} samples ({subject.origin}) and {count} real images, each channel named by {judge};"
         f" KL(samples || uniform) in nats; a perfect generator: what {n} independent draws with the digits' frequencies"
         " give on average",
         reference=REFERENCE,
@@ -103,9 +103,9 @@ def measure(subject: Subject, n: int | None = None) -> Result:
     )
 
 
-def _shares(base: str) -> Tensor:
+def _shares(base: str, path: str | None) -> Tensor:
     """Frequencies of the numbers where three digits are drawn independently from the data set ``base``."""
-    labels = data.load(base).labels
+    labels = data.load(base if path is None else f"{base}:{path}").labels
     assert labels is not None
     digits = torch.bincount(labels).double() / len(labels)
     return (digits.view(-1, 1, 1) * digits.view(1, -1, 1) * digits.view(1, 1, -1)).flatten()

@@ -102,7 +102,7 @@ def measure(subject: Subject, n: int | None = None) -> Result:
     side = min(real.shape[2:])
     values = {f"swd x1000, side {-(-side // 2**level)}": SCALE * value for level, value in enumerate(found)}
     values["swd x1000, mean"] = SCALE * sum(found) / len(found)
-    said = f"{n} samples ({subject.weights}) against {n} training images of {subject.data.name}; {PATCHES} patches of"
+    said = f"{n} samples ({subject.origin}) against {n} training images of {subject.data.name}; {PATCHES} patches of"
     said += f" {min(PATCH, side)}x{min(PATCH, side)} an image and level, {PROJECTIONS * REPEATS} directions"
     return Result("swd", values, f"{said} (the paper: 16384 images)", reference=REFERENCE)
 

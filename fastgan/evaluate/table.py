@@ -110,7 +110,7 @@ def measure(subject: Subject, n: int | None = None) -> Result:
             "copies %": 100 * sum(tuple(row) in there for row in made) / n,
             "rows of the data that it has twice %": 100 * sum(k for k in there.values() if k > 1) / len(text),
         },
-        f"{n} rows ({subject.weights}) beside {len(text)} of the data; a column: total variation of categories,"
+        f"{n} rows ({subject.origin}) beside {len(text)} of the data; a column: total variation of categories,"
         f" Kolmogorov-Smirnov of numbers; a pair: total variation, numbers by the data's {BINS} quantiles; fresh rows:"
         " as many drawn from the data, with replacement; a copy: all cells are those of a row of the data",
         {"table.png": lambda path: picture(known, mine, real, found).savefig(path, format="png")},

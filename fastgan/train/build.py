@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -105,8 +104,7 @@ def first(samples: Dataset, config: Config) -> Dataset:
         return samples
     if config.limit > len(samples):
         raise UserError(f"limit {config.limit} is more than {samples.name} has ({len(samples)}): set limit=null")
-    labels = None if samples.labels is None else samples.labels[: config.limit]
-    return replace(samples, images=samples.images[: config.limit], labels=labels)
+    return samples.part(0, config.limit)
 
 
 def check(config: Config, samples: Dataset) -> None:

@@ -73,7 +73,7 @@ def write(generator: Generator, path: Path, format: str, opset: int | None = Non
         require(package, extra="export" if format == "onnx" else None, why=f"exporting to {format}")
     try:
         rerun: Rerun | None
-        with replacing(path) as temporary:
+        with replacing(path, again="export again") as temporary:
             if format == "safetensors":
                 what, rerun = _write_safetensors(generator, temporary)
             elif format == "torch":

@@ -15,27 +15,30 @@ SHUT = {errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 @contextmanager
-def plainly(path: Path, done: str = "written") -> Iterator[None]:
-    """Context in which ``path`` cannot be ``done`` for a reason that the system gives: it raises a UserError then."""
+def plainly(path: Path, done: str = "written", again: str = "go on with --resume") -> Iterator[None]:
+    """Context in which ``path`` cannot be ``done`` for a reason that the system gives: it raises a UserError then.
+
+    ``again``: what is to be done when the reason is gone.
+    """
     try:
         yield
     except OSError as error:
         if error.errno in FULL:
-            mend = "make room on that disk, then go on with --resume"
+            mend = f"make room on that disk, then {again}"
         else:
-            mend = "allow it, or give another --out" if error.errno in SHUT else "see to it, then go on with --resume"
+            mend = "allow it, or give another --out" if error.errno in SHUT else f"see to it, then {again}"
         raise UserError(f"{path} cannot be {done} ({error.strerror or error}): {mend}") from error
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, again: str = "go on with --resume") -> Iterator[Path]:
     """A name beside ``path`` to write to: it becomes ``path`` when the block ends well, else nothing of it stays.
 
     It is on the disk before it has the name: a machine that stops finds the former file or the new one. Raises
-    UserError where the disk refuses.
+    UserError where the disk refuses; ``again`` is what it advises when that is mended.
     """
     temporary = path.with_name(f".{path.name}.writing")
-    with plainly(path):
+    with plainly(path, again=again):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary

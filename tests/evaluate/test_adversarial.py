@@ -50,3 +50,12 @@ def test_with_nothing_to_attack_it_says_so():
     squares = Dataset.from_tensor(torch.zeros(4, 1, 4, 4), name="squares")
     with pytest.raises(UserError, match="squares has no classifier here"):
         measure(Subject.of_samples(torch.zeros(4, 1, 4, 4), squares))
+
+
+def test_a_discriminator_that_calls_nothing_fake_is_the_reason_given():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 1))
+    torch.nn.init.zeros_(network[1].weight)
+    images = torch.rand(20, 1, 4, 4) - 0.5
+    subject = Subject.of_samples(images, Dataset.from_tensor(images, name="squares"), discriminator=network)
+    with pytest.raises(UserError, match="calls no sample fake"):
+        measure(subject, 5)

@@ -78,3 +78,33 @@ def test_mnist_is_known_to_98_percent():
     if not os.environ.get("FASTGAN_DATA"):
         pytest.skip("MNIST is looked for in FASTGAN_DATA, which is not set")
     assert load_classifier("mnist").accuracy >= 0.98
+
+
+def test_loading_leaves_the_callers_random_numbers_alone(digits):
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    load_classifier("digits")
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_it_is_trained_where_gradients_are_off():
+    train, test, tested = parts("digits")
+    short = replace(classifier.RECIPES["digits"], epochs=1)
+    with torch.no_grad():
+        found = classifier.trained("digits", short, train, test, tested)
+    assert found.accuracy > 0.5
+
+
+def test_a_folder_that_was_named_is_the_one_that_is_read(monkeypatch):
+    asked = []
+
+    def load(spec, split="train"):
+        asked.append((spec, split))
+        raise UserError("enough")
+
+    monkeypatch.setattr(classifier.data, "load", load)
+    for path, spec in ((None, "mnist"), ("/some/where", "mnist:/some/where")):
+        with pytest.raises(UserError, match="enough"):
+            load_classifier("mnist", path)
+        assert asked.pop() == (spec, "train")

@@ -128,3 +128,38 @@ def test_the_metric_tells_a_memoriser_with_and_without_a_test_split(split, tmp_p
 
 def test_points_do_not_suit():
     assert suits(data.load("ring8")) is not None
+
+
+def test_copies_are_told_where_the_data_have_images_twice():
+    """One in a hundred is enough for the quantile of all fresh ratios to be 0, below which nothing lies."""
+    digits = normalise(data.load("digits").images)
+    training = torch.cat([digits[:600], digits[:12]])
+    fresh = nearest(training, training, 6).without_first()
+    assert float((fresh.distance[:, 0] == 0).double().mean()) > 0.01
+    assert copying(nearest(training[:300], training, 5), fresh).copied == 1
+    assert copying(nearest(training[100:300] + 0.01, training, 5), fresh).copied == 1  # those that it has once
+    assert copying(nearest(digits[700:1200], training, 5), fresh).copied < 0.05
+    twice = torch.cat([digits[:50], digits[:50]])
+    assert copying(nearest(digits[:50], twice, 2), nearest(twice, twice, 3).without_first()).copied == 1
+
+
+def test_sorted_data_are_not_paired_within_their_classes():
+    digits = data.load("digits")
+    order = digits.labels[:600].argsort()
+    real = normalise(digits.images[:600])
+    alike = [
+        measure(Subject.of_samples(real, Dataset.from_tensor(images, name="some")), 600).values["SSIM of pairs, data"]
+        for images in (real, real[order])
+    ]
+    within = alikeness(real[order])[0]
+    assert alike[1] == pytest.approx(alike[0], abs=0.04) and within > alike[1] + 0.15
+
+
+def test_random_choices_follow_the_subjects_seed_alone():
+    digits = data.load("digits")
+    samples = normalise(digits.images[:200])
+    found = []
+    for seed, noise in ((0, 1), (0, 2), (1, 1)):
+        torch.manual_seed(noise)
+        found.append(measure(Subject.of_samples(samples, digits, seed=seed), 200).values["SSIM of pairs, data"])
+    assert found[0] == found[1] != found[2]

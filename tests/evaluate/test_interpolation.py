@@ -2,11 +2,14 @@
 
 import functools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from fastgan import data
+from fastgan.data import Dataset
+from fastgan.errors import UserError
 from fastgan.evaluate import Subject
 from fastgan.evaluate.interpolation import STEPS, jumps, measure, variation
 from fastgan.train.latents import between, drawn
@@ -79,3 +82,42 @@ def test_the_picture_is_drawn(tmp_path):
 def test_a_generator_that_stands_still_has_no_pace():
     values = measure(subject(lambda z, labels=None: torch.zeros(len(z), 2))).values
     assert math.isnan(values["largest step / mean step, worst path"])
+
+
+def test_few_samples_of_each_class_vary_no_less():
+    """Classes with one sample have no variance, and count for none."""
+    noise = torch.randn(9, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    labels = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1, 2])
+    expected = (noise[:4].var(0).sum() + noise[4:8].var(0).sum()) / 2
+    assert variation(noise, labels) == pytest.approx(float(expected))
+    assert math.isnan(variation(noise[:3], torch.arange(3)))
+    for n in (16, 64, 512):
+        share = measure(subject(straight, classes=10), n).values["variation over z / of the data"]
+        assert 1 < share < 20  # WEIGHTS are not small
+    for n, classes, least in ((15, 10, 16), (5, 3, 6), (1, 0, 2)):
+        with pytest.raises(UserError, match=f"takes at least {least} samples"):
+            measure(subject(straight, classes=classes), n)
+
+
+def test_of_data_that_do_not_vary_nothing_is_said():
+    still = Dataset.from_tensor(torch.zeros(40, 1, 8, 8), name="still")
+    result = measure(replace(subject(straight), data=still), 40)
+    assert math.isnan(result.values["variation over z / of the data"]) and "nothing can be said" in result.reading
+
+
+def test_data_without_labels_are_compared_over_all_and_the_protocol_says_so():
+    plain = replace(DIGITS, labels=None)
+    result = measure(replace(subject(straight, classes=10), data=plain))
+    assert "within each class, of the data over all" in result.protocol
+    assert "over all" not in measure(subject(straight, classes=10)).protocol
+
+
+def test_the_variations_latents_are_others_than_the_paths():
+    asked = []
+
+    def latents(n, seed):
+        asked.append(seed)
+        return drawn("uniform", 4, n, torch.Generator().manual_seed(seed))
+
+    measure(replace(subject(straight), latents=latents, seed=5))
+    assert asked == [5, 6]

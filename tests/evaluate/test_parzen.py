@@ -66,6 +66,23 @@ def test_the_oracle_takes_training_images_that_do_not_validate():
         metric("parzen").measure(subject, 1498, oracle=True)
 
 
+def test_it_is_the_window_of_pixels_in_0_1_over_the_splits_that_are_named():
+    """What the functions give of rows that are cut by hand: of a test split, of what a limit left out, of neither."""
+    known = digits()
+    rows = known.images.flatten(1).double() / 255
+    samples = data.normalise(known.images[:200])
+    limited = known.part(0, 1000)
+    told = {"rest": known.part(1000)}, {"held_out": lambda: known.part(1700)}, {}
+    test = [slice(1000 + 398, None), slice(1700, None), slice(833 + 83, 1000)]
+    validation = [slice(1000, 1000 + 398), slice(833, 1000), slice(833, 833 + 83)]
+    words = ["train[1398:1797] (not trained on)", "the test split (97)", "train[916:1000] (trained on as well"]
+    for more, judged, chosen, word in zip(told, test, validation, words, strict=True):
+        result = metric("parzen").measure(Subject.of_samples(samples, limited, **more), 200)
+        expected = window(rows[:200], rows[chosen], rows[judged])
+        assert result.values["log-likelihood"] == pytest.approx(expected.mean, abs=1e-4)
+        assert result.values["sigma"] == expected.sigma and word in result.protocol
+
+
 def test_colours_do_not_suit():
     assert "grey" in metric("parzen").suits(Dataset.from_tensor(torch.zeros(3, 3, 8, 8)))
     assert "points" in metric("parzen").suits(data.load("ring8"))
