@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fastgan import data
 from fastgan.benchmarks import main, quality
 from fastgan.benchmarks.environment import environment
 from fastgan.benchmarks.quality_page import NOT_MEASURED, page
@@ -54,7 +55,9 @@ def test_what_a_limit_leaves_out_validates() -> None:
     """Goodfellow et al. trained on 50,000 images, chose sigma by the next 1,000 and judged by the test split."""
     trainer = Trainer("gan-digits", limit=1000, steps=1)
     subject = quality.subject_of(trainer, 0)
-    assert (len(trainer.data), len(subject.data)) == (1000, 1797)
+    assert subject.rest is not None
+    assert (len(subject.data), len(subject.rest)) == (1000, 797)
+    assert torch.equal(torch.cat([subject.data.images, subject.rest.images]), data.load("digits").images)
     assert subject.held_out() is None and subject.weights == "raw weights"
 
 
