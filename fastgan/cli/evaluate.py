@@ -20,7 +20,7 @@ from fastgan.benchmarks.environment import commit, now
 from fastgan.cli.arguments import Flag, Text, Whole, folder, home, parse, shown
 from fastgan.cli.output import say
 from fastgan.errors import UserError, require
-from fastgan.evaluate import METRICS, Result, Subject, metric, options_of
+from fastgan.evaluate import METRICS, Result, Subject, extractors, metric, options_of
 from fastgan.presets.own import is_marked
 from fastgan.presets.values import coerce
 from fastgan.train import run as runs
@@ -103,6 +103,8 @@ def _options(wishes: Arguments) -> dict[str, Any]:
     """What was said of single metrics. Raises UserError for what none of those that were named has."""
     said = {name: value for name in OPTIONS if (value := getattr(wishes, name)) not in (None, False)}
     known = {name: options_of(name) for name in wishes.metric or METRICS if wishes.metric or metric(name).CHEAP}
+    if wishes.features is not None:
+        extractors.check(wishes.features)
     for option in said:
         if not any(option in of for of in known.values()):
             having = [name for name in METRICS if option in options_of(name)]

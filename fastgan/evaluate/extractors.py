@@ -84,13 +84,18 @@ def extractor(name: str | None, data: Dataset) -> Extractor:
         k = min(SIZE, size)
         directions = torch.randn(size, k, generator=torch.Generator().manual_seed(0)) / size**0.5
         return Extractor(f"random-projection ({k} directions)", lambda images: images.flatten(1) @ directions)
-    if name != "digits-classifier":
-        raise unknown("extractor", name, (*BUILT_IN, "MODULE:FUNCTION"))
+    check(name)
     if data.name not in RECIPES:
         known = ", ".join(RECIPES)
         raise UserError(f"digits-classifier knows {known}, not {data.name}: say --features random-projection")
     judge = load_classifier(data.name, data.path)
     return Extractor(f"digits-classifier ({judge})", judge.features)
+
+
+def check(name: str) -> None:
+    """Raise UserError where ``name`` is no built-in extractor and names no function."""
+    if name not in BUILT_IN and ":" not in name:
+        raise unknown("extractor", name, (*BUILT_IN, "MODULE:FUNCTION"))
 
 
 def pair(subject: Subject, n: int | None, features: str | None) -> tuple[Tensor, Tensor, str]:

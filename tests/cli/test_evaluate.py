@@ -1,6 +1,7 @@
 """``fastgan evaluate``: numbers with their protocol, as text and as JSON; what does not apply is said."""
 
 import json
+import struct
 
 import pytest
 import torch
@@ -65,6 +66,32 @@ def test_json_is_the_same_numbers_again(fastgan, ring, tmp_path):
     assert {"fastgan", "torch", "commit"} <= set(about) and (tmp_path / "o/modes.png").is_file()
 
 
+def test_random_choices_follow_from_the_seed(fastgan, digits):
+    from fastgan import data
+    from fastgan.evaluate import Subject, metric
+    from fastgan.train.generate import load_generator
+
+    arguments = ["--metric", "swd", "--n", 40, "--seed", 3, "--device", "cpu", "--json"]
+    code, said, _ = fastgan("evaluate", digits, *arguments)
+    assert code == 0
+    samples, found = load_generator(digits, "cpu").sample(40, 3), data.load("digits")
+    fixed, expected = (metric("swd").measure(Subject.of_samples(samples, found, seed=seed), 40) for seed in (0, 3))
+    assert json.loads(said)["results"][0]["values"] == expected.values != fixed.values
+
+
+def test_what_is_held_out_is_the_test_split(fastgan, tmp_path):
+    import numpy as np
+
+    for stem, count in (("train", 80), ("t10k", 7)):
+        images = np.random.default_rng(count).integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        for kind, array in (("images-idx3", images), ("labels-idx1", np.zeros(count, dtype=np.uint8))):
+            head = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
+            (tmp_path / f"{stem}-{kind}-ubyte").write_bytes(head + array.tobytes())
+    run = train("gan-digits", tmp_path / "run", "--data", f"mnist:{tmp_path}")
+    code, said, _ = fastgan("evaluate", run, "--metric", "parzen", "--n", 20)
+    assert code == 0 and "mean over the test split (7)" in " ".join(said.split())
+
+
 def test_without_a_metric_what_suits_runs_and_the_rest_is_named(fastgan, ring):
     code, said, _ = fastgan("evaluate", ring, "--n", 200, "--json")
     found = json.loads(said)
@@ -92,6 +119,8 @@ def test_options_reach_their_metric(fastgan, digits):
         (["--metric", "swd", "--n", "100000"], "smaller --n"),
         (["--metric", "precision-recall", "--features", "no.such:f", "--n", "20"], "no.such"),
         (["--metric", "precision-recall", "--features", "os:getcwd", "--n", "20"], "failed on images (20, 1, 8, 8)"),
+        (["--metric", "precision-recall", "--features=", "--n", "20"], "extractor"),
+        (["--features="], "extractor"),
         (["--oracle"], "add --metric parzen"),
         (["--out", __file__], "is a file"),
         (["--data", "ring8"], "ring8"),

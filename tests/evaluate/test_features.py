@@ -1,6 +1,8 @@
 """FID, KID, precision and recall on features with known answers, and extractors that are named and refused."""
 
 import math
+import sys
+import types
 
 import pytest
 import torch
@@ -26,7 +28,7 @@ def torchmetrics():
 
 
 def test_without_torchmetrics_the_extra_is_named(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "torchmetrics.image.fid", None)
+    monkeypatch.setitem(sys.modules, "torchmetrics.image.fid", None)
     with pytest.raises(UserError, match=r"fastgan\[eval\]"):
         frechet(torch.zeros(3, 2), torch.zeros(3, 2))
 
@@ -105,6 +107,10 @@ def infinite(images):
     return images.flatten(1) / 0
 
 
+def shifting(images):
+    return images.add_(1).flatten(1)
+
+
 def test_extractors(monkeypatch, tmp_path):
     digits = data.load("digits")
     images = data.normalise(digits.images[:300])
@@ -120,6 +126,38 @@ def test_extractors(monkeypatch, tmp_path):
     torch.testing.assert_close(mine(images), images.mean((2, 3)).double())
 
 
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_function_may_import_its_neighbours_when_it_is_called(monkeypatch, tmp_path, listed):
+    digits = data.load("digits")
+    images = data.normalise(digits.images[:300])
+    mine, neighbour = f"lazy_features_{listed}", f"neighbour_{listed}"
+    (tmp_path / f"{mine}.py").write_text(f"def extract(images):\n    import {neighbour} as n\n    return n.f(images)\n")
+    (tmp_path / f"{neighbour}.py").write_text("def f(images):\n    return images.mean((2, 3))\n")
+    monkeypatch.chdir(tmp_path)
+    path = [str(tmp_path)] * listed + [folder for folder in sys.path if folder]
+    monkeypatch.setattr(sys, "path", path.copy())
+    lazy = extractor(f"{mine}:extract", digits)
+    assert sys.path == path
+    torch.testing.assert_close(lazy(images), images.mean((2, 3)).double())
+    assert sys.path == path
+    with pytest.raises(UserError, match="importable"):
+        extractor("no_such_module:f", digits)
+    assert sys.path == path
+
+
+def test_an_extractor_that_works_in_place_leaves_the_samples(torchmetrics, monkeypatch, random):
+    monkeypatch.setitem(sys.modules, "in_place_features", types.SimpleNamespace(shifting=shifting))
+    squares, samples = torch.rand(2, 30, 1, 3, 3, generator=random) * 2 - 1
+    squares = Dataset.from_tensor(squares, name="squares")
+    once, twice = (Subject.of_samples(samples.clone(), squares) for _ in range(2))
+    found = [
+        metric(name).measure(subject, features="in_place_features:shifting").values
+        for name, subject in (("kid", once), ("fid", twice), ("kid", twice))
+    ]
+    assert found[2] == found[0]
+    assert torch.equal(twice.sample(30), samples)
+
+
 def test_extractors_that_are_refused(monkeypatch):
     digits = data.load("digits")
     for name, word in (("random", "did you mean"), ("no_such_module:f", "importable"), ("math:pie", "importable")):
@@ -129,11 +167,25 @@ def test_extractors_that_are_refused(monkeypatch):
         extractor("math:pi", digits)
     with pytest.raises(UserError, match="random-projection"):
         extractor("digits-classifier", Dataset.from_tensor(torch.zeros(3, 1, 8, 8), name="squares"))
-    here = __import__("types").SimpleNamespace(flawed=flawed, infinite=infinite)
-    monkeypatch.setitem(__import__("sys").modules, "bad_features", here)
+    here = types.SimpleNamespace(flawed=flawed, infinite=infinite)
+    monkeypatch.setitem(sys.modules, "bad_features", here)
     for name, word in (("bad_features:flawed", "must return"), ("bad_features:infinite", "not finite")):
         with pytest.raises(UserError, match=word):
             extractor(name, digits)(torch.ones(4, 1, 8, 8))
+
+
+def test_which_training_images_follows_from_the_seed_alone():
+    digits = data.load("digits")
+
+    def real(seed, state):
+        torch.manual_seed(state)
+        subject = Subject.of_samples(data.normalise(digits.images[:50]), digits, seed=seed)
+        return pair(subject, 50, "random-projection")[0]
+
+    with torch.random.fork_rng(devices=[]):
+        first, again, other = real(3, 0), real(3, 1), real(4, 0)
+    assert torch.equal(first, again)
+    assert len(torch.cat([first, other]).unique(dim=0)) > 90  # of 1,797, so that few are in both
 
 
 def test_the_extractor_stands_in_the_protocol():

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from fastgan import data
+from fastgan.data import Dataset
 from fastgan.errors import UserError
 from fastgan.evaluate import Subject, metric
-from fastgan.evaluate.swd import distances, levels_of, patches, pyramid, sliced
+from fastgan.evaluate.swd import distances, levels_of, patches, pyramid, sliced, standardised
 
 
 def random():
@@ -26,8 +27,18 @@ def test_levels_end_at_16():
 
 def test_differences_of_a_constant_are_zero():
     fine, rest = pyramid(torch.full((2, 3, 32, 32), 0.7), 2)
-    torch.testing.assert_close(fine[:, :, 2:-2, 2:-2], torch.zeros(2, 3, 28, 28), atol=1e-6, rtol=0)
+    torch.testing.assert_close(fine, torch.zeros(2, 3, 32, 32), atol=1e-6, rtol=0)  # up to the edges
     torch.testing.assert_close(rest, torch.full((2, 3, 16, 16), 0.7))
+
+
+def test_edges_are_mirrored():
+    """The second column stands on both sides of the first, each time with weight 4 / 16."""
+    image = torch.zeros(1, 1, 32, 32)
+    image[..., 1] = 1
+    expected = torch.zeros(1, 1, 16, 16)
+    expected[..., :2] = torch.tensor([8.0, 4.0]) / 16
+    for turned, answer in ((image, expected), (image.mT, expected.mT)):
+        torch.testing.assert_close(pyramid(turned, 2)[1], answer)
 
 
 def test_patches_are_pieces_of_the_image():
@@ -37,6 +48,12 @@ def test_patches_are_pieces_of_the_image():
         top, left = divmod(first, 10)
         torch.testing.assert_close(patch, image[0, :, top : top + 7, left : left + 7])
     assert len({int(patch[0]) for patch in patches(image, random(), 100)}) == 16  # each of 4 x 4 places
+
+
+def test_each_channel_has_mean_0_and_deviation_1():
+    found = torch.tensor([[0.0, 2.0, 10.0, 10.0], [0.0, 2.0, 30.0, 30.0]])  # two patches of two channels
+    expected = torch.tensor([[-1.0, 1.0, -1.0, -1.0], [-1.0, 1.0, 1.0, 1.0]])
+    torch.testing.assert_close(standardised(found, 2), expected)
 
 
 def test_a_shift_is_its_mean_projection():
@@ -55,10 +72,26 @@ def test_a_set_has_no_distance_to_itself_and_halves_of_one_law_little(images):
     assert far[0] > 2 * near[0] > 0
 
 
+def test_brightness_and_contrast_of_a_channel_cost_nothing():
+    first, second = torch.rand(2, 20, 3, 32, 32, generator=random(), dtype=torch.float64)
+    contrast, brightness = torch.tensor([[[[4.0]], [[1.0]], [[0.1]]], [[[1.0]], [[-2.0]], [[0.0]]]]).double()
+    expected = distances(first, second, random())
+    assert distances(first, second * contrast + brightness, random()) == pytest.approx(expected, rel=1e-6)
+
+
 def test_what_is_smoothed_differs_at_the_fine_level(images):
     smooth = torch.nn.functional.avg_pool2d(images, 3, 1, 1)
     fine, coarse = distances(images, smooth, random())
     assert fine > 2 * coarse > 0
+
+
+def test_the_unit_is_a_thousandth_of_a_deviation():
+    """Pixels -1, -1, 1, 1 beside -1, 1, 1, 1, which are -3, 1, 1, 1 over sqrt(3) when standardised."""
+    found = Dataset.from_tensor(torch.tensor([-1.0, -1.0, 1.0, 1.0]).view(4, 1, 1, 1))
+    samples = torch.tensor([-1.0, 1.0, 1.0, 1.0]).view(4, 1, 1, 1)
+    result = metric("swd").measure(Subject.of_samples(samples, found))
+    expected = 1000 * (1 + 1 / math.sqrt(3)) / 2
+    assert result.values == pytest.approx({"swd x1000, side 1": expected, "swd x1000, mean": expected}, rel=1e-5)
 
 
 def test_the_verb_names_each_side():
