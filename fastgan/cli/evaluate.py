@@ -167,7 +167,7 @@ def _subject(run: Path, generator: Generator, named: str | None, seed: int) -> S
         rest=None if limit is None else whole.part(limit),
         make=lambda z, labels=None: finite(generator.make(z, labels)),
         latents=latents,
-        between=functools.partial(between, config.latent),
+        between=None if getattr(generator.module, "random", False) else functools.partial(between, config.latent),
         classes=generator.classes,
         held_out=lambda: load(split="test") if "test" in data.splits(spec) else None,
         discriminator=load_discriminator(run, str(generator.device)),

@@ -103,6 +103,8 @@ def _layout(wishes: Arguments, generator: Generator) -> Layout:
         raise UserError(f"--class {label}: the generator of {wishes.run} knows no classes; leave --class out")
     class_rows = label == "rows"
     of_class = None if label is None or class_rows else _between("--class", label, 0, generator.classes - 1)
+    if wishes.interpolate and getattr(generator.module, "random", False):
+        raise UserError("--interpolate: this generator draws more than its latents, and would show no path between two")
     if wishes.where and wishes.interpolate:
         raise UserError(
             "--where draws rows until they fit, and --interpolate goes from one to another: take one of them"
@@ -175,14 +177,14 @@ def _write_picture(made: Made, out: Path) -> None:
     samples = made.samples
     if not pictures.drawable(samples.shape[1:]):
         shape = tuple(samples.shape[1:])
-        raise UserError(f"samples of shape {shape} are no pictures: give a file of numbers, such as --out samples.npz")
+        raise UserError(f"samples of shape {shape} are no pictures: give a {_forms(made)}, such as --out samples.npz")
     pictures.save_samples(samples, out, columns=made.columns)
 
 
 def _write_folder(made: Made, out: Path) -> None:
     samples = made.samples
     if samples.ndim != 4:
-        raise UserError(f"--out {out}: points are no pictures to fill a folder with; give a .png or a .npz")
+        raise UserError(f"--out {out}: {_kind(made)} are no pictures to fill a folder with; give a {_forms(made)}")
     out.mkdir(parents=True, exist_ok=True)
     if any(out.iterdir()):
         raise UserError(f"--out {out}: that folder is not empty; give a new one")
@@ -190,6 +192,17 @@ def _write_folder(made: Made, out: Path) -> None:
     for index, sample in enumerate(samples):
         with replacing(out / f"{index:0{width}}.png", again="sample again") as temporary:
             pictures.image(sample).save(temporary, format="PNG")
+
+
+def _kind(made: Made) -> str:
+    return "rows of a table" if made.table else "points"
+
+
+def _forms(made: Made) -> str:
+    """Which files hold samples that are no images."""
+    if made.table:
+        return ".csv or a .npz"
+    return ".png or a .npz" if pictures.drawable(made.samples.shape[1:]) else ".npz"
 
 
 def _write_array(made: Made, out: Path) -> None:

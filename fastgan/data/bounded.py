@@ -53,7 +53,8 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
     """Open ``path`` for reading; what a damaged or missing file makes its reader raise becomes one clear line."""
     try:
         if not path.is_file():
-            raise UserError(f"{path} is {'a folder, not a file' if path.is_dir() else 'not there'}: check the path")
+            what = "a folder, not a file" if path.is_dir() else "no ordinary file" if path.exists() else "not there"
+            raise UserError(f"{path} is {what}: check the path")
         with path.open("rb") as file:
             yield file
     except UserError:

@@ -80,11 +80,17 @@ def _records(text: io.TextIOWrapper, delimiter: str, path: str) -> Iterator[tupl
     """Yield the line and the cells of each record, stripped, from the start; all have as many as the first."""
     text.seek(0)
     reader = csv.reader(text, delimiter=delimiter, strict=True, skipinitialspace=True)
-    width = 0
+    width, blank = 0, list[int]()
     try:
         for row in reader:
-            if not row:
+            if not row and width != 1:
                 continue
+            if not row:  # a missing cell of the only column, unless nothing follows
+                blank.append(reader.line_num)
+                continue
+            for line in blank:
+                yield line, [""]
+            blank.clear()
             width = width or len(row)
             if len(row) != width:
                 raise UserError(
@@ -92,7 +98,8 @@ def _records(text: io.TextIOWrapper, delimiter: str, path: str) -> Iterator[tupl
                 )
             yield reader.line_num, [cell.strip() for cell in row]
     except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: {one_line(error)}: mend its quotes") from error
+        mend = "shorten that cell, or mend the quotes before it" if "limit" in str(error) else "mend its quotes"
+        raise UserError(f"{path}, line {reader.line_num}: {one_line(error)}: {mend}") from error
 
 
 def _delimiter(text: io.TextIOWrapper) -> str:

@@ -48,7 +48,7 @@ def variation(samples: Tensor, labels: Tensor | None = None) -> float:
 def measure(subject: Subject, n: int | None = None) -> Result:
     """Follow 16 paths of 32 steps; compare the variation of ``n`` samples, 512 by default, with that of the data."""
     if subject.make is None or subject.latents is None or subject.between is None:
-        raise UserError("interpolation needs the generator itself and its latents: samples alone are not enough")
+        raise UserError("interpolation needs the generator, its latents, and samples that follow from these alone")
     n = n or SAMPLES
     least = 2 * max(1, min(subject.classes, MOST_CLASSES))
     if n < least:

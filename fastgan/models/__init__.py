@@ -102,7 +102,9 @@ def _build(constructor: Any, options: Mapping[str, Any], given: Mapping[str, Any
             raise unknown(f"option of {constructor.__name__}", key, known)
     try:
         module: nn.Module = constructor(**given, **options)
-    except (RuntimeError, OverflowError) as error:  # a layer larger than the memory
+    except UserError:
+        raise
+    except (RuntimeError, OverflowError, ValueError) as error:  # a layer larger than the memory, a number out of range
         reason = str(error).partition("\n")[0]
-        raise UserError(f"{constructor.__name__} cannot be built: {reason}; make it smaller") from error
+        raise UserError(f"{constructor.__name__} cannot be built: {reason}; mend its numbers") from error
     return module

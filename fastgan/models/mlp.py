@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from fastgan.errors import UserError
+from fastgan.errors import UserError, unknown
 from fastgan.nn import Chain, LinearAct, Maxout
 
 
@@ -110,4 +110,8 @@ def _initialise(network: nn.Module, std: float) -> None:
 
 def _activation(name: str, negative_slope: float) -> nn.Module:
     simple = {"none": nn.Identity, "relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid}
-    return nn.LeakyReLU(negative_slope) if name == "leaky_relu" else simple[name]()
+    if name == "leaky_relu":
+        return nn.LeakyReLU(negative_slope)
+    if name not in simple:
+        raise unknown("activation", name, [*simple, "leaky_relu"])
+    return simple[name]()

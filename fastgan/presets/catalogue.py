@@ -84,7 +84,8 @@ PRESETS = {
         sample_every=1000,
         checkpoint_every=1000,
     ),
-    # PyTorch-GAN's cgan.py; there hidden [128, 256, 512, 1024] and [512, 512, 512], z_dim 100, on mnist
+    # PyTorch-GAN's cgan.py; there hidden [128, 256, 512, 1024] and [512, 512, 512], z_dim 100, on mnist, norms' eps is
+    # .8 (a momentum, meant), and G moves first, by the samples that D sees next (updates=generator_first)
     "cgan": Config(
         preset="cgan",
         data="digits",
@@ -113,8 +114,8 @@ PRESETS = {
         checkpoint_every=1000,
         samples=80,
     ),
-    # Miyato et al., 2018: there width 256 and 128, z_dim 128, on 32x32; generator=cresnet discriminator=cresnet is told
-    # the classes (Miyato and Koyama, 2018)
+    # Miyato et al., 2018: there width 256 and 128, z_dim 128, on 32x32, and no average of weights; generator=cresnet
+    # discriminator=cresnet is told the classes (Miyato and Koyama, 2018)
     "hinge-sngan": Config(
         preset="hinge-sngan",
         data="digits",

@@ -96,7 +96,8 @@ IMAGES = {
         sample_every=1000,
         checkpoint_every=1000,
     ),
-    # Gulrajani et al., 2017, algorithm 1: no norm in the critic; the width is that of the authors' gan_mnist.py
+    # Gulrajani et al., 2017, algorithm 1: no norm in the critic; the width is that of the authors' gan_mnist.py, and so
+    # is beta1, where the paper's last version has 0
     "wgan-gp": Config(
         preset="wgan-gp",
         data="mnist",

@@ -10,10 +10,10 @@ other, which lies further: what wavers between the two changes nothing. The firs
 | generator too strong | D(x) and D(G(z)) above 0.8 | either below 0.7 |
 | collapse | diversity below 0.1 | 0.2 |
 
-Guessing costs what equal logits do (2 log 2 with the original objective). A critic's loss has no such level, the logits
-of critics and relativistic discriminators have none, and of an objective of the user's nobody knows: what cannot be
-judged is left out. Diversity is
-the spread of a fake batch divided by that of a real one (fastgan.train.diversity).
+Guessing costs what logits of 0 do (2 log 2 with the original objective), or outputs of 1/2 by least squares, whose
+D(x) is the output itself. A critic's loss has no such level, the logits of critics and relativistic discriminators have
+none, and of an objective of the user's nobody knows: what cannot be judged is left out. Diversity is the spread of a
+fake batch divided by that of a real one (fastgan.train.diversity).
 """
 
 from __future__ import annotations
@@ -200,10 +200,11 @@ def _above(row: Row, name: str, level: float) -> bool:
 
 
 def _cost_of_guessing(objective: Objective) -> float:
-    """The discriminator's loss with all logits 0; minus infinity where no loss is low by that measure."""
+    """The discriminator's loss where it only guesses; minus infinity where no loss is low by that measure."""
     if not _known(objective) or objective.name == "wasserstein":
         return -math.inf
-    return float(objective.discriminator(torch.zeros(4), torch.zeros(4)))
+    guess = torch.full((4,), 0.5 if objective.name == "least_squares" else 0.0)
+    return float(objective.discriminator(guess, guess))
 
 
 def _known(objective: Objective) -> bool:

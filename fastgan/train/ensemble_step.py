@@ -63,7 +63,7 @@ class StackStep:
         self.steps, self._streams, self._noisy = list(steps), list(streams), noisy
         first = steps[0]
         self._bf16 = first.bf16
-        self._critic = first.meter.critic
+        self._valued, self._bound = first.losses.valued, first.losses.bound
         self._objective = first.objective
         self.generator = Stack([step.players.generator for step in steps])
         self.discriminator = Stack([step.players.discriminator for step in steps])
@@ -158,16 +158,18 @@ class StackStep:
         """Have each member say whether its discriminator's update is to be skipped."""
         if self.steps[0].watch.balance is None:
             return
-        rightly = torch.stack([(real_logits > 0).float().mean(1), (fake_logits <= 0).float().mean(1)], 1)
+        rightly = torch.stack(
+            [(real_logits > self._bound).float().mean(1), (fake_logits <= self._bound).float().mean(1)], 1
+        )
         for own, step, shares in zip(seen, self.steps, rightly, strict=True):
             assert step.watch.balance is not None
             own["balanced"] = step.watch.balance(shares)
 
     @torch.no_grad()
     def _scores(self, real_logits: Tensor, fake_logits: Tensor) -> dict[str, Tensor]:
-        """How each member's batches are judged; a critic's logits are no log odds."""
+        """How each member's batches are judged, as `Losses.scores` says."""
         both = real_logits, fake_logits
-        real, fake = (logits.mean(1) if self._critic else logits.sigmoid().mean(1) for logits in both)
+        real, fake = (logits.mean(1) if self._valued else logits.sigmoid().mean(1) for logits in both)
         return {"d_real": real, "d_fake": fake}
 
     def _update_generator(self, real: Tensor, fake: Tensor, pattern: Pattern) -> Seen:

@@ -13,13 +13,14 @@ from fastgan.objectives import OBJECTIVES, Objective
 from fastgan.ops import unit_gradient
 from fastgan.ops.gan_loss import check_options
 
-SCORED = ("minimax", "non_saturating", "wasserstein")  # whose monitors are D(x) and D(G(z)) as metrics show them
+SCORED = ("minimax", "non_saturating", "least_squares", "wasserstein")  # whose monitors are the scores of metrics
 
 
 class Losses:
     """An objective's losses, with the real label less than 1 by ``label_smoothing`` in the discriminator's.
 
-    ``critic``: a logit is a value, not log odds. ``balance`` takes the shares of real and fake that D tells rightly,
+    ``critic``: what D returns is a value, not log odds; so it is for least squares, whose D is to return 1 and 0
+    (``valued``). ``balance`` takes the shares of real and fake that D tells rightly,
     says on the device whether D's update is to be skipped, and has told its optimiser so. Raises UserError where the
     objective has no labels to smooth.
     """
@@ -32,7 +33,9 @@ class Losses:
         balance: Callable[[Tensor], Tensor] | None = None,
         label_smoothing: float = 0.0,
     ) -> None:
-        self.objective, self.critic, self.balance = objective, critic, balance
+        self.objective, self.balance = objective, balance
+        squares = objective is OBJECTIVES["least_squares"]
+        self.valued, self.bound = critic or squares, 0.5 if squares else 0.0
         self._options: dict[str, Any] = {}
         if label_smoothing:
             if OBJECTIVES.get(objective.name) is not objective:
@@ -63,12 +66,12 @@ class Losses:
         else:
             seen |= self.scores(real_logits.detach(), fake_logits.detach())
         if balance is not None:
-            seen["balanced"] = balance(_rightly(real_logits, fake_logits) if rightly is None else rightly)
+            seen["balanced"] = balance(_rightly(real_logits, fake_logits, self.bound) if rightly is None else rightly)
         return loss, seen
 
     def scores(self, real_logits: Tensor, fake_logits: Tensor) -> dict[str, Tensor]:
-        """How both batches are judged; a critic's logits are no log odds."""
-        if self.critic:
+        """How both batches are judged: D(x), which is the sigmoid of a logit, or the value itself."""
+        if self.valued:
             return {"d_real": real_logits.float().mean(), "d_fake": fake_logits.float().mean()}
         return {"d_real": real_logits.float().sigmoid().mean(), "d_fake": fake_logits.float().sigmoid().mean()}
 
@@ -89,6 +92,6 @@ class Losses:
 
 
 @torch.no_grad()
-def _rightly(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """The shares of real and of fake samples that the sign of their logit tells rightly."""
-    return torch.stack([(real_logits > 0).float().mean(), (fake_logits <= 0).float().mean()])
+def _rightly(real_logits: Tensor, fake_logits: Tensor, bound: float) -> Tensor:
+    """The shares of real and of fake samples that are told rightly by ``bound``."""
+    return torch.stack([(real_logits > bound).float().mean(), (fake_logits <= bound).float().mean()])

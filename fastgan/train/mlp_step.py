@@ -85,7 +85,7 @@ def program(step: Step, config: Config, data: Dataset, *, dtype: torch.dtype | N
         latent_seed=config.seed + LATENTS,
         latent=config.latent,
         flip=config.flip,
-        critic=meter.critic,
+        critic=step.losses.valued,
         finite=meter.finite,
         table=dials.table if dials.names else None,
         values=dials.values if dials.names else None,

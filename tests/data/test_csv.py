@@ -90,6 +90,14 @@ def test_delimiters_and_encodings(tmp_path: Path, mark: str, encoding: str, end:
     assert decoded(data) == [["x,;y", "1"], ["ß", "2"]]
 
 
+def test_an_empty_line_is_a_missing_cell_of_a_lone_column(tmp_path: Path) -> None:
+    """Between others, not at the end; among several columns it is no row."""
+    data = table_of(tmp_path, "a\n1.5\n\n\n2.5\n\n\n")
+    assert decoded(data) == [["1.5"], [""], [""], ["2.5"]]
+    assert data.table is not None and data.table.columns[0].missing
+    assert decoded(table_of(tmp_path, "\n\na,b\n1.5,x\n\n2.5,y\n")) == [["1.5", "x"], ["2.5", "y"]]
+
+
 def test_small_tables(tmp_path: Path) -> None:
     assert decoded(table_of(tmp_path, "a\n1")) == [["1"]]
     assert decoded(table_of(tmp_path, "a\nx\ny\n")) == [["x"], ["y"]]

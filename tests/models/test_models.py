@@ -97,6 +97,8 @@ def test_options_reach_their_layers():
         ("dcgan", {"width": 0}, "at least 1"),
         ("dcgan", {"max_width": -1}, "at least 1"),
         ("mlp", {"hidden": (10**12,)}, "cannot be built"),
+        ("mlp", {"hidden": (4,), "activation": "foo"}, "activation 'foo': "),
+        ("dcgan", {"hidden": -1}, "cannot be built: .*mend its numbers"),
     ],
 )
 def test_impossible_widths_are_refused(name, options, words):
@@ -104,3 +106,10 @@ def test_impossible_widths_are_refused(name, options, words):
         models.generator(name, 5, (1, 8, 8), options)
     with pytest.raises(UserError, match=words):
         models.discriminator(name, (1, 8, 8), options)
+
+
+def test_what_one_network_alone_takes_is_refused_too():
+    with pytest.raises(UserError, match="unknown activation 'foo'"):
+        models.generator("mlp", 5, (2,), {"activation": "foo", "norm_first": True})
+    with pytest.raises(UserError, match=r"cannot be built: dropout .*mend its numbers"):
+        models.discriminator("acgan", (1, 8, 8), {"dropout": -1.0}, 3)

@@ -104,6 +104,7 @@ WASSERSTEIN = {"objective": "wasserstein", "updates": "fresh"}
         ),
         ("gan-digits", {"objective": "relativistic", "updates": "generator_first", "penalty.name": "dragan"}),
         ("ring8", {"balance": "auto", "on_nan": "skip", "discriminator_optimizer.lr": 0.01, "objective": "minimax"}),
+        ("ring8", {"balance": "auto", "discriminator_optimizer.lr": 0.01, "objective": "least_squares"}),
         ("gan-digits", {"flip": True, "schedules": {"noise": {"to": 0.3, "steps": 10}}, "objective": "hinge"}),
     ],
 )

@@ -11,10 +11,12 @@ import fastgan
 from fastgan.errors import UserError
 from fastgan.models.dcgan import DCGANDiscriminator
 from fastgan.nn import Chain, LinearAct, sample_by_sample
+from fastgan.objectives import OBJECTIVES
 from fastgan.presets import from_dict
 from fastgan.train import build, checkpoint
 from fastgan.train.dials import Dials
 from fastgan.train.draws import HostDraws
+from fastgan.train.losses import Losses
 from fastgan.train.metrics import COLUMNS
 
 POINTS = torch.randn(200, 2, generator=torch.Generator().manual_seed(0)).clamp(-3, 3) / 3
@@ -58,6 +60,23 @@ def test_one_pass_serves_both_players(objective):
     twice.fit(30, progress=False)
     torch.testing.assert_close(losses(once), losses(twice), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(weights(once), weights(twice), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("objective", ["minimax", "non_saturating", "least_squares", "wasserstein", "hinge"])
+def test_mean_scores_are_those_of_the_papers_d(objective):
+    """The sigmoid of a logit; the output itself where its targets are values."""
+    losses = Losses(OBJECTIVES[objective], critic=objective == "wasserstein")
+    real, fake = torch.tensor([0.9, 1.3]), torch.tensor([-0.4, 0.2])
+    score = (lambda x: x) if objective in ("least_squares", "wasserstein") else torch.sigmoid
+    seen = losses.discriminator(real, fake)[1]
+    assert float(seen["d_real"]) == pytest.approx(float(score(real).mean()))
+    assert float(seen["d_fake"]) == pytest.approx(float(score(fake).mean()))
+    told = []
+    balanced = Losses(OBJECTIVES[objective], balance=lambda shares: told.append(shares.tolist()) or shares)
+    seen = balanced.discriminator(torch.tensor([0.2, 0.7]), torch.tensor([0.4, 0.6]))[1]
+    assert told == [[0.5, 0.5] if objective == "least_squares" else [1.0, 0.0]]
+    if objective != "wasserstein":
+        assert float(seen["d_real"]) == pytest.approx(float(score(torch.tensor([0.2, 0.7])).mean()))
 
 
 @pytest.mark.parametrize("objective", ["non_saturating", "hinge"])
