@@ -21,6 +21,7 @@ CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
 EQUILIBRIUM = {  # objective -> losses of D and G where D = 1/2, and how a title says them
     "non_saturating": (2 * math.log(2), math.log(2), "2 log 2 and log 2"),
     "minimax": (2 * math.log(2), -math.log(2), "2 log 2 and -log 2"),
+    "least_squares": (0.25, 0.125, "1/4 and 1/8"),
 }
 SMALL = 64  # images below this side are enlarged, pixel by pixel, so that a person sees them
 
@@ -89,7 +90,8 @@ def save_curves(rows: Sequence[Row], path: Path, objective: str = "") -> None:
                 losses.axhline(level, color="0.6", linewidth=0.8, linestyle="--")
         losses.set_title(f"losses (dashed: {said}, where D = 1/2)" if said else "losses", fontsize=10)
         beside.set_title("mean scores (dashed: 1/2)", fontsize=10)
-        beside.set_ylim(0, 1)
+        seen = beside.dataLim.intervaly  # the outputs of least squares may lie beyond 0 and 1
+        beside.set_ylim(min(0.0, seen[0]), max(1.0, seen[1]))
     else:
         _curves(beside, rows, {"wasserstein": "mean D(x) - mean D(G(z))", "penalty": "penalty"}, (0.0,))
         losses.set_title("losses", fontsize=10)

@@ -61,7 +61,14 @@ def test_points_and_curves_are_written_whole(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "objective, levels", [("non_saturating", [2, 1]), ("minimax", [2, -1]), ("hinge", []), ("own: f", [])]
+    "objective, levels",
+    [
+        ("non_saturating", [2, 1]),
+        ("minimax", [2, -1]),
+        ("least_squares", [0.25 / math.log(2), 0.125 / math.log(2)]),
+        ("hinge", []),
+        ("own: f", []),
+    ],
 )
 def test_losses_at_equilibrium_are_drawn_where_they_are_known(tmp_path, monkeypatch, objective, levels):
     figures = []
@@ -70,6 +77,14 @@ def test_losses_at_equilibrium_are_drawn_where_they_are_known(tmp_path, monkeypa
     losses = figures[0].axes[0]
     dashed = [line.get_ydata()[0] / math.log(2) for line in losses.lines if line.get_linestyle() == "--"]
     assert dashed == pytest.approx(levels) and ("dashed" in losses.get_title()) == bool(levels)
+
+
+@pytest.mark.parametrize("score, limits", [(0.6, (0, 1)), (1.7, (0, 1.7)), (-0.3, (-0.3, 1)), (math.nan, (0, 1))])
+def test_mean_scores_beyond_0_and_1_are_seen(tmp_path, monkeypatch, score, limits):
+    figures = []
+    monkeypatch.setattr(pictures, "_save_figure", lambda figure, path: figures.append(figure))
+    pictures.save_curves([{"step": 1, "loss_d": 1.3, "d_real": score, "d_fake": 0.4}], tmp_path / "c.png")
+    assert figures[0].axes[1].get_ylim() == pytest.approx(limits)
 
 
 def test_smoothing_starts_at_the_first_value_follows_and_skips_gaps():
