@@ -100,7 +100,7 @@ def tasks(setting: Setting) -> Sequence[Task]:
         systems = [one for one in table.systems if not options.system or one.name in options.system]
         if not systems:
             raise UserError(f"the table {name} has no such system: it has {', '.join(s.name for s in table.systems)}")
-        for seed in range(seeds):
+        for seed in range(options.first_seed, options.first_seed + seeds):
             for system in systems:
                 much = steps if system.steps is None else system.steps
                 run = Run(table, system, seed, much, device, setting.smoke)
@@ -113,6 +113,7 @@ def arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--table", nargs="+", choices=tuple(TABLES), help="which tables; all of them otherwise")
     parser.add_argument("--system", nargs="+", metavar="NAME", help="which systems of theirs, such as GAN")
     parser.add_argument("--seeds", type=int, metavar="N", help="runs of each system; else the table's own number")
+    parser.add_argument("--first-seed", type=int, default=0, metavar="N", help="the first of them; 0 otherwise")
     parser.add_argument("--steps", type=int, metavar="N", help="of each run; else the authors', or fewer on a CPU")
 
 

@@ -71,6 +71,15 @@ def test_the_oracle_trains_nothing() -> None:
     assert oracle.options == {"oracle": True} and not oracle.published
 
 
+def test_seeds_may_be_shared_out() -> None:
+    parser = ArgumentParser()
+    quality.arguments(parser)
+    words = ["--table", "grid", "--system", "GAN", "--seeds", "2", "--first-seed", "8"]
+    tasks = quality.tasks(Setting(torch.device("cpu"), options=parser.parse_args(words)))
+    assert [task.name for task in tasks] == ["grid/GAN/10000 steps/seed 8", "grid/GAN/10000 steps/seed 9"]
+    assert [task.run.seed for task in tasks] == [8, 9]  # type: ignore[attr-defined]
+
+
 def test_a_run_that_is_stopped_gives_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
     def stopped(trainer: Trainer, **how: bool) -> None:
         trainer.exit_code = 143
