@@ -20,9 +20,9 @@ class Losses:
     """An objective's losses, with the real label less than 1 by ``label_smoothing`` in the discriminator's.
 
     ``critic``: what D returns is a value, not log odds; so it is for least squares, whose D is to return 1 and 0
-    (``valued``). ``balance`` takes the shares of real and fake that D tells rightly,
-    says on the device whether D's update is to be skipped, and has told its optimiser so. Raises UserError where the
-    objective has no labels to smooth.
+    (``valued``). ``balance`` takes the shares of real and fake that D tells rightly, says on the device whether D's
+    update is to be skipped, and has told its optimiser so. Raises UserError where the objective has no labels to
+    smooth.
     """
 
     def __init__(
